@@ -1,0 +1,76 @@
+"""Marked: `jax.custom_vjp` is used here. The bridge from the rules to `jax.grad`."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from funcnn.backprop.rule import Context, Rules, Static
+from funcnn.backprop.rules import RULES
+from funcnn.compose import Part
+from funcnn.layer import Key, Layer, Params, Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class WithRules(Layer):
+    """The layer that `with_rules` makes."""
+
+    layer: Layer
+    rules: Rules
+
+    def init(self, key: Key, in_shape: Shape) -> Params:
+        return self.layer.init(key, in_shape)
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        return self.layer.out_shape(in_shape)
+
+    def multiply_adds(self, in_shape: Shape) -> int:
+        return self.layer.multiply_adds(in_shape)
+
+    def apply(self, params: Params, x: jax.Array, *, key: Key | None = None, train: bool = False) -> jax.Array:
+        root = Context(self.rules, key=key, train=train)
+
+        @jax.custom_vjp
+        def run(params: Params, x: jax.Array) -> jax.Array:
+            return self.layer.apply(params, x, key=key, train=train)
+
+        def fwd(params: Any, x: Any) -> tuple[jax.Array, Any]:
+            # With symbolic zeros each leaf comes with a flag: whether anyone differentiates for it.
+            values = jax.tree.map(lambda leaf: leaf.value, params)
+            y, residuals = root.fwd(Part(None, None, self.layer, values), x.value)
+            return y, (values, residuals, Static(x.perturbed))
+
+        def bwd(saved: Any, dy: Any) -> tuple[Params, Any]:
+            values, residuals, need_dx = saved
+            if isinstance(dy, jax.custom_derivatives.SymbolicZero):
+                dy = jnp.zeros(dy.shape, dy.dtype)
+            ctx = dataclasses.replace(root, delta=dy)
+            return ctx.bwd(Part(None, None, self.layer, values), residuals, dy, need_dx.value)
+
+        run.defvjp(fwd, bwd, symbolic_zeros=True)
+        return run(params, x)
+
+
+def with_rules(net: Layer, rules: Rules = RULES) -> Layer:
+    """The same network, whose backward pass under `jax.grad` runs the hand-written rules.
+
+    Args:
+        net: any layer.
+        rules: the backward pass.
+
+    Returns:
+        A layer with the parameters, outputs and shapes of `net`. `jax.grad`, `jax.vjp` and `jax.jacrev` of anything
+        that contains it run the rules (by `jax.custom_vjp`); forward mode (`jax.jvp`) is not defined for it.
+
+    Raises:
+        RuleError: (when differentiated) a layer has no rule.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcnn as fnn
+        >>> layer = fnn.backprop.with_rules(fnn.Step(), fnn.backprop.RULES | {
+        ...     fnn.Step: fnn.backprop.RULES[fnn.Identity]})  # straight-through
+        >>> jax.grad(lambda x: layer.apply((), x).sum())(jnp.array([-1.0, 2.0]))
+        Array([1., 1.], dtype=float32)
+    """
+    return WithRules(net, rules)

@@ -1,0 +1,231 @@
+"""Runs a network's rules: forward once, then backward once, from the loss to the first layer that learns."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnn.backprop.rule import AUTODIFF, AUTODIFF_LOSS, AUTODIFF_PENALTY, Context, Rule, Rules
+from funcnn.backprop.rules import RULES
+from funcnn.compose import Combinator, Part
+from funcnn.layer import Key, Layer, Params
+from funcnn.objective import Batch, Objective, check_losses, mean_weights, unpack, weighted_mean
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerRecord:
+    """What passed through one layer.
+
+    Attributes:
+        x: its input (N, ...).
+        y: its output (N, ...).
+        dy: delta, the gradient of the objective for y, of y's shape.
+        dx: the gradient for x, of x's shape; None for the first layer where x holds integers.
+        grads: the gradients for its parameters, of their structure (penalties not included).
+        layer: the layer.
+        autodiff: whether autodiff stood in for a missing rule.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    dy: Any
+    dx: Any
+    grads: Params
+    layer: Layer = dataclasses.field(metadata={"static": True})
+    autodiff: bool = dataclasses.field(default=False, metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pullback:
+    """The static half of what `vjp` returns: everything but arrays, so that the whole is a pytree that jit can return."""
+
+    net: Layer
+    rules: Rules
+    train: bool
+    need_dx: bool
+    check: bool
+
+    def __call__(self, params: Params, residuals: Any, x: Any, key: Any, extras: Any, dy: jax.Array) -> Any:
+        ctx = Context(self.rules, key=key, train=self.train, delta=dy, extras=extras or {}, check=self.check)
+        dparams, dx = ctx.bwd(Part(None, None, self.net, params), residuals, dy, self.need_dx)
+        return dparams, dx if self.need_dx else x
+
+
+def vjp(
+    net: Layer,
+    params: Params,
+    x: jax.Array,
+    *,
+    key: Key | None = None,
+    train: bool = False,
+    rules: Rules = RULES,
+    extras: Mapping[str, Any] | None = None,
+    check: bool = True,
+) -> tuple[jax.Array, Callable[[jax.Array], tuple[Params, Any]]]:
+    """Output and pullback of a network, by its rules, in the form of `jax.vjp`.
+
+    y = net(params, x);  pullback(dy) = ((dy/dparams)^T dy, (dy/dx)^T dy)
+
+    Args:
+        net: any layer.
+        params: its parameters.
+        x: examples (N, ...).
+        key: random key, needed where `train` draws random numbers.
+        train: whether noise is on.
+        rules: the backward pass.
+        extras: a pytree for each path whose rule asks for one (`ctx.extra`).
+        check: raise where a rule's gradients are not of the parameters' structure.
+
+    Returns:
+        y (N, ...), and a function from dy, of y's shape, to (dparams, dx), of params' structure and of x's shape; for an
+        x of integers dx is the float0 zeros of `jax.vjp`. The function is a pytree: it passes through jit and vmap.
+
+    Raises:
+        RuleError: a layer has no rule, or a rule gave gradients of another structure.
+        LayerError: x or params do not fit the network.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcnn as fnn
+        >>> net, x = fnn.Dense(2), jnp.ones((4, 3))
+        >>> y, pullback = fnn.backprop.vjp(net, net.init(jax.random.key(0), (3,)), x)
+        >>> dparams, dx = pullback(jnp.ones_like(y))
+        >>> dparams["b"]
+        Array([4., 4.], dtype=float32)
+
+    Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 6.5.
+    """
+    x = jnp.asarray(x)
+    ctx = Context(rules, key=key, train=train, extras=extras or {})
+    y, residuals = ctx.fwd(Part(None, None, net, params), x)
+    need_dx = jnp.issubdtype(x.dtype, jnp.floating)
+    no_dx = None if need_dx else np.zeros(x.shape, jax.dtypes.float0)
+    return y, jax.tree_util.Partial(_Pullback(net, rules, train, need_dx, check), params, residuals, no_dx, key, extras)
+
+
+def value_and_grad(
+    objective: Objective,
+    *,
+    has_aux: bool = False,
+    rules: Rules = RULES,
+    extras: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The objective's value and its gradient for the parameters, by the rules: swaps with `jax.value_and_grad`.
+
+    Args:
+        objective: net + loss + penalty.
+        has_aux: the objective has an `aux` and returns (value, aux).
+        rules: the backward pass.
+        extras: a pytree for each path whose rule asks for one (`ctx.extra`).
+
+    Returns:
+        A function `(params, batch, *, key=None, train=False) -> (value, grads)`, or `((value, aux), grads)`, whose grads
+        have the structure, shapes and dtypes of params.
+
+    Raises:
+        TypeError: `objective` is not an `Objective`, or `has_aux` does not fit it.
+        RuleError: the net, loss or penalty has no rule.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcnn as fnn
+        >>> objective = fnn.Objective(fnn.Dense(1, w_init="zeros"), fnn.losses.squared_error)
+        >>> params = objective.net.init(jax.random.key(0), (1,))
+        >>> value, grads = fnn.backprop.value_and_grad(objective)(params, (jnp.ones((1, 1)), jnp.ones((1, 1))))
+        >>> print(value, grads["w"])
+        1.0 [[-2.]]
+
+    Source: Goodfellow, Bengio and Courville, Deep Learning (2016), algorithms 6.3 and 6.4.
+    """
+    _check_objective(objective)
+    if has_aux != (objective.aux is not None):
+        raise TypeError(
+            f"has_aux={has_aux}, but the objective "
+            + ("has no aux: Objective(..., aux=function)" if has_aux else "has an aux: pass has_aux=True")
+        )
+
+    def function(params: Params, batch: Batch, *, key: Key | None = None, train: bool = False) -> Any:
+        root = Context(rules, key=key, train=train, need_dx=False, extras=extras or {})
+        value, grads, outputs = _run(objective, params, batch, root)
+        return ((value, objective.aux(outputs, batch)) if objective.aux is not None else value), grads
+
+    return function
+
+
+def record(
+    objective: Objective, *, rules: Rules = RULES, extras: Mapping[str, Any] | None = None
+) -> Callable[..., dict[str, LayerRecord]]:
+    """Everything that passes through each layer, forward and backward.
+
+    Args:
+        objective: net + loss + penalty.
+        rules: the backward pass.
+        extras: a pytree for each path whose rule asks for one.
+
+    Returns:
+        A function `(params, batch, *, key=None, train=False) -> {path: LayerRecord}`, in forward order, with an entry for
+        each layer that is not made of others; the path of a network that is one layer is "". Works under jit.
+
+    Raises:
+        RuleError: the net, loss or penalty has no rule.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcnn as fnn
+        >>> objective = fnn.Objective(fnn.Serial(fnn.Dense(4), fnn.Tanh(), fnn.Dense(2)), fnn.losses.mse)
+        >>> params = objective.net.init(jax.random.key(0), (3,))
+        >>> record = fnn.backprop.record(objective)(params, (jnp.ones((5, 3)), jnp.ones((5, 2))))
+        >>> {path: entry.dy.shape for path, entry in record.items()}
+        {'0': (5, 4), '1': (5, 4), '2': (5, 2)}
+    """
+    _check_objective(objective)
+
+    def function(
+        params: Params, batch: Batch, *, key: Key | None = None, train: bool = False
+    ) -> dict[str, LayerRecord]:
+        seen: dict[str, dict[str, Any]] = {}
+
+        def observe(ctx: Context, part: Part, rule: Rule, **values: Any) -> None:
+            if not isinstance(part.layer, Combinator) or rule is AUTODIFF:
+                entry = seen.setdefault("/".join(ctx.path), {"layer": part.layer, "autodiff": rule is AUTODIFF})
+                entry |= values
+
+        root = Context(rules, key=key, train=train, need_dx=True, extras=extras or {}, observe=observe)
+        _run(objective, params, batch, root)
+        return {path: LayerRecord(**({"dy": None, "dx": None, "grads": ()} | entry)) for path, entry in seen.items()}
+
+    return function
+
+
+def _run(objective: Objective, params: Params, batch: Batch, root: Context) -> tuple[jax.Array, Params, jax.Array]:
+    """(value, grads, outputs): the objective forward, then backward."""
+    x, targets, weight = unpack(batch)
+    net = Part(None, None, objective.net, params)
+    root = dataclasses.replace(root, need_dx=root.need_dx and jnp.issubdtype(x.dtype, jnp.floating))
+    outputs, residuals = root.fwd(net, x)
+    loss_rule = root.rules.find(objective.loss) or AUTODIFF_LOSS
+    values, loss_residuals = loss_rule.fwd(objective.loss, targets, outputs, root)
+    check_losses(objective.loss, values, outputs)
+    value = weighted_mean(values, weight)
+
+    # C = sum_n m_n v_n, so that dC/dv_n = m_n: this is the one place where 1/N enters.
+    dvalues = jnp.broadcast_to(mean_weights(values, weight), values.shape)
+    _, delta = loss_rule.bwd(objective.loss, targets, loss_residuals, dvalues, root)
+    grads, _ = dataclasses.replace(root, delta=delta).bwd(net, residuals, delta, root.need_dx)
+
+    if objective.penalty is not None:
+        rule = root.rules.find(objective.penalty) or AUTODIFF_PENALTY
+        penalty, penalty_residuals = rule.fwd(objective.penalty, (), params, root)
+        value = value + jnp.asarray(penalty, value.dtype)
+        _, dpenalty = rule.bwd(objective.penalty, (), penalty_residuals, jnp.ones_like(penalty), root)
+        grads = jax.tree.map(jnp.add, grads, dpenalty)
+    return value, grads, outputs
+
+
+def _check_objective(objective: Any) -> None:
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"the rules run an fnn.Objective(net, loss), whose layers they can see, got {objective!r}; "
+            "for any other function use jax.value_and_grad, for a net alone fnn.backprop.vjp"
+        )

@@ -1,0 +1,225 @@
+"""What a hand-written backward pass is made of: `Rule`, the `fwd`/`bwd` pair of one type of layer; `Rules`, the mapping
+from layers to rules that is the whole backward pass as a value; `Context`, what a rule is told of its place.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from funcnn.backprop import autodiff
+from funcnn.compose import Part
+from funcnn.layer import Key, Layer, Params, at, describe_params, fold
+
+
+class RuleError(ValueError):
+    """A backward rule is missing, or gave gradients that do not belong to the parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """The hand-written backward pass of one type of layer: two pure functions.
+
+    fwd: (layer, params, x, ctx) -> (y, residuals)             y = f(params, x)
+    bwd: (layer, params, residuals, dy, ctx) -> (dparams, dx)  dparams = (dy/dparams)^T dy,  dx = (dy/dx)^T dy
+
+    `residuals` is a pytree of arrays: what `bwd` needs of the forward pass, and no parameters, which it gets anyway.
+    dparams has the structure, shapes and dtypes of params, dx those of x; dx may be None where not `ctx.need_dx`.
+
+    A loss has a rule of the same form, with (loss, targets, outputs) in the place of (layer, params, x) and None for
+    the gradient of the targets; a penalty too, with (penalty, (), params).
+
+    Example:
+        >>> import jax.numpy as jnp, funcnn as fnn
+        >>> from funcnn.backprop import RULES, Rule
+        >>> def fwd(layer, params, x, ctx):
+        ...     return layer.apply(params, x), x > 0
+        >>> def bwd(layer, params, positive, dy, ctx):
+        ...     return (), jnp.where(positive, dy, 0)
+        >>> mine = RULES | {fnn.Relu: Rule(fwd, bwd)}
+    """
+
+    fwd: Callable[..., tuple[Any, Any]]
+    bwd: Callable[..., tuple[Any, Any]]
+
+
+AUTODIFF = Rule(autodiff.layer_fwd, autodiff.bwd)  # these stand in for a missing rule where Rules allow it
+AUTODIFF_LOSS = Rule(autodiff.loss_fwd, autodiff.bwd)
+AUTODIFF_PENALTY = Rule(autodiff.penalty_fwd, autodiff.bwd)
+
+RuleKey = Any  # a type; a path such as "0/1"; or one layer or loss itself, by value
+
+
+class Rules(Mapping[RuleKey, Rule]):
+    """An immutable mapping from layers to rules: the whole backward pass as a plain value.
+
+    A key is a type of layer, loss or penalty; or the path of one layer, such as "2/body"; or a layer or a loss function
+    itself. A path comes before a value, and a value before a type. A subclass does not inherit its base's rule,
+    since its `apply` may differ.
+
+    Args:
+        rules: what is known.
+        missing: what to do for a layer without a rule: "error", or "autodiff" (the record marks these).
+
+    Raises:
+        RuleError: a key or a value is of the wrong kind.
+
+    Example:
+        >>> import funcnn as fnn
+        >>> rules = fnn.backprop.RULES | {fnn.Step: fnn.backprop.RULES[fnn.Identity]}  # straight-through
+        >>> rules = fnn.backprop.Rules(rules, missing="autodiff")
+    """
+
+    def __init__(self, rules: Mapping[RuleKey, Rule], *, missing: str = "error"):
+        if missing not in ("error", "autodiff"):
+            raise RuleError(f"missing is 'error' or 'autodiff', got {missing!r}")
+        for key, rule in rules.items():
+            if not isinstance(rule, Rule):
+                raise RuleError(f"a rule is a Rule(fwd, bwd), got {rule!r} for {key!r}")
+            if not (isinstance(key, type | str | Layer) or callable(key)):
+                raise RuleError(f"a rule is for a type, a path, a layer or a function, got {key!r}")
+        self._rules = dict(rules)
+        self.missing = missing
+
+    def __getitem__(self, key: RuleKey) -> Rule:
+        return self._rules[key]
+
+    def __iter__(self) -> Iterator[RuleKey]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def __or__(self, other: Mapping[RuleKey, Rule]) -> "Rules":
+        return Rules({**self._rules, **other}, missing=self.missing)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rules) and (self._rules, self.missing) == (other._rules, other.missing)
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self._rules.items()), self.missing))
+
+    def __repr__(self) -> str:
+        names = sorted(key.__name__ if isinstance(key, type) else repr(key) for key in self._rules)
+        return f"Rules({{{', '.join(names)}}}, missing={self.missing!r})"
+
+    def find(self, what: Any, path: str | None = None) -> Rule | None:
+        """The rule for a layer (at `path`), loss or penalty; None where there is none and `missing` allows it.
+
+        Raises:
+            RuleError: there is none; the message names the layer, its path and the ways out.
+        """
+        keys = [key for key in (path, _hashable(what), type(what)) if key is not None]
+        for key in keys:
+            if key in self._rules:
+                return self._rules[key]
+        if self.missing == "autodiff":
+            return None
+        name = type(what).__name__
+        inherited = next((base.__name__ for base in type(what).__mro__[1:] if base in self._rules), None)
+        raise RuleError(
+            f"no backward rule for {what!r}"
+            + (f" at {path!r}" if path else "")
+            + (f" (that of {inherited} is not inherited, since apply may differ)" if inherited else "")
+            + f"; add one by rules=RULES | {{{name}: Rule(fwd, bwd)}}, "
+            "or let autodiff fill in by rules=Rules(RULES, missing='autodiff')"
+        )
+
+
+def _hashable(what: Any) -> Any:
+    try:
+        hash(what)
+    except TypeError:
+        return None
+    return what
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """A value without arrays among the residuals, such as the shape that a reshape undoes."""
+
+    value: Any = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a rule is told of its place: how the network runs, and what surrounds the layer.
+
+    Attributes:
+        rules: the rules in use.
+        path: the names that lead to this layer.
+        key: this layer's own random key, the same in fwd and bwd; None without one.
+        train: whether noise is on.
+        need_dx: whether anyone needs the gradient for the input; where not, bwd may give None for it.
+        delta: the gradient at the whole network's output (None in the forward pass): what direct feedback needs.
+        extras: pytrees by path, handed in by the caller: what rules with state of their own need.
+        observe: called with each layer's forward and backward values; see `record`.
+        check: whether gradients of another structure than the parameters' are an error at once.
+    """
+
+    rules: Rules
+    path: tuple[str, ...] = ()
+    key: Key | None = None
+    train: bool = False
+    need_dx: bool = True
+    delta: jax.Array | None = None
+    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    observe: Callable[..., None] | None = None
+    check: bool = True
+
+    @property
+    def extra(self) -> Any:
+        """The pytree that the caller handed in for this layer's path; None without one."""
+        return self.extras.get("/".join(self.path))
+
+    def find(self, what: Any) -> Rule:
+        """The rule for what runs here."""
+        return self.rules.find(what, "/".join(self.path)) or AUTODIFF
+
+    def fwd(self, part: Part, x: jax.Array) -> tuple[jax.Array, Any]:
+        """Runs the forward rule of a part of this layer: (y, residuals)."""
+        ctx = self._inside(part, need_dx=True)
+        rule = ctx.find(part.layer)
+        with at(part.name, part.layer):
+            y, residuals = rule.fwd(part.layer, part.params, x, ctx)
+        if self.observe is not None:
+            self.observe(ctx, part, rule, x=x, y=y)
+        return y, residuals
+
+    def bwd(self, part: Part, residuals: Any, dy: jax.Array, need_dx: bool) -> tuple[Params, Any]:
+        """Runs the backward rule of a part of this layer: (dparams, dx), dx None where not `need_dx`."""
+        if not (need_dx or has_params(part)):
+            return part.params, None  # nothing is asked of it; a tree without leaves is its own gradient
+        ctx = self._inside(part, need_dx)
+        rule = ctx.find(part.layer)
+        with at(part.name, part.layer):
+            dparams, dx = rule.bwd(part.layer, part.params, residuals, dy, ctx)
+        if self.check:
+            _check_gradient(part, dparams, "/".join(ctx.path))
+        if self.observe is not None:
+            self.observe(ctx, part, rule, dy=dy, dx=dx, grads=dparams)
+        return dparams, dx if need_dx else None
+
+    def _inside(self, part: Part, need_dx: bool) -> "Context":
+        path = self.path if part.name is None else (*self.path, part.name)
+        return dataclasses.replace(self, path=path, key=fold(self.key, part.index), need_dx=need_dx)
+
+
+def has_params(part: Part) -> bool:
+    """Whether there is anything to learn in it."""
+    return bool(jax.tree.leaves(part.params))
+
+
+def _check_gradient(part: Part, dparams: Params, path: str) -> None:
+    same = jax.tree.structure(dparams) == jax.tree.structure(part.params)
+    if not same or any(
+        np.shape(g) != np.shape(p) or g.dtype != p.dtype
+        for g, p in zip(jax.tree.leaves(dparams), jax.tree.leaves(part.params), strict=True)
+    ):
+        raise RuleError(
+            f"the rule for {part.layer!r} at {path!r} gave gradients {describe_params(dparams)}, which must have the "
+            f"structure, shapes and dtypes of the parameters {describe_params(part.params)}"
+        )

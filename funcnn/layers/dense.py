@@ -1,0 +1,81 @@
+"""The dense layer: an affine map."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from funcnn.initializers import Initializer, draw
+from funcnn.layer import Key, Layer, LayerError, Params, Shape, against, check_in_shape, check_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense(Layer):
+    """Fully connected layer.
+
+    z = x w + b, with x (..., D), w (D, K), b (K,), z (..., K).
+
+    Args:
+        features: K, the number of outputs.
+        bias: whether there is a b.
+        w_init: initialiser of w: a name of `jax.nn.initializers`, a number, an `Init`, or a function.
+        b_init: initialiser of b, likewise; 0.1 keeps relu units alive at the start.
+
+    Raises:
+        LayerError: `features` is not positive; `x` has another last axis than w; `params` are another layer's.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcnn as fnn
+        >>> layer = fnn.Dense(3, b_init=0.1)
+        >>> params = layer.init(jax.random.key(0), (2,))
+        >>> layer.apply(params, jnp.zeros((1, 2)))
+        Array([[0.1, 0.1, 0.1]], dtype=float32)
+
+    Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 6.1.
+    """
+
+    features: int
+    bias: bool = True
+    w_init: Initializer = "he_normal"
+    b_init: Initializer = "zeros"
+
+    def __post_init__(self) -> None:
+        check_count(self, "features", self.features)
+
+    def init(self, key: Key, in_shape: Shape) -> Params:
+        key_w, key_b = jax.random.split(key)
+        w = draw(self.w_init, key_w, (last_axis(self, in_shape), self.features))
+        return {"w": w, "b": draw(self.b_init, key_b, (self.features,))} if self.bias else {"w": w}
+
+    def apply(self, params: Params, x: jax.Array, *, key: Key | None = None, train: bool = False) -> jax.Array:
+        shapes = {"w": (-1, self.features), "b": (self.features,)} if self.bias else {"w": (-1, self.features)}
+        check_params(self, params, shapes)
+        check_last_axis(self, x, params["w"].shape[0])
+        z = x @ params["w"]
+        return z + against(params["b"], z) if self.bias else z
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        last_axis(self, in_shape)
+        return (*in_shape[:-1], self.features)
+
+
+def check_count(layer: Layer, name: str, count: int) -> None:
+    """Raises unless `count` is a positive integer."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise LayerError(f"{type(layer).__name__}'s {name} is a positive integer, got {count!r}")
+
+
+def last_axis(layer: Layer, in_shape: Shape) -> int:
+    """D, the length of the last axis of one example."""
+    if not check_in_shape(in_shape):
+        raise LayerError(f"{layer!r} maps an example's last axis, and an example of shape () has none: use (1,)")
+    return in_shape[-1]
+
+
+def check_last_axis(layer: Layer, x: jax.Array, width: int) -> None:
+    """Raises unless the last axis of `x` has length `width`, that of the parameters."""
+    if not jnp.shape(x) or jnp.shape(x)[-1] != width:
+        raise LayerError(
+            f"{layer!r} has parameters for inputs of shape (..., {width}) and got x of shape {jnp.shape(x)}; "
+            f"give x a last axis of {width}, or make parameters with net.init(key, x.shape[1:])"
+        )

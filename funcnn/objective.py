@@ -1,0 +1,214 @@
+"""An objective: net + loss + penalty composed into one pure scalar function of `(params, batch)`."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnn.compose import WeightNoise, float_dtype
+from funcnn.description import Description
+from funcnn.layer import Key, Layer, Params, Shape, describe_params
+from funcnn.losses import Loss
+from funcnn.penalties import Penalty
+
+Batch = Any  # (x, y) or (x, y, weight)
+LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class BatchError(ValueError):
+    """A batch is not of the form that an objective takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(Description):
+    """The weighted mean of the loss over a batch, plus the penalty.
+
+    C(params) = sum_n w_n loss(net(x_n), y_n) / sum_n w_n + penalty(params), with all w_n = 1 where none are given.
+
+    Args:
+        net: the network.
+        loss: one of `funcnn.losses`, or a function `(outputs (N, ...), targets) -> (N,)`.
+        penalty: one of `funcnn.penalties`, a sum of them, or None.
+        aux: a function `(outputs, batch) -> pytree`; with it the objective returns `(value, aux)`, for
+            `value_and_grad(objective, has_aux=True)`.
+
+    Call: `objective(params, batch, *, key=None, train=False)`; batch is `(x, y)` or `(x, y, weight)` with x (N, ...), y
+    as the loss takes it, weight (N,). Returns a scalar.
+
+    Raises:
+        BatchError: the batch is empty, is not of that form, or its arrays differ in N. Under jit, weights that sum to
+            zero give NaN, as 0 / 0 does; `funcnn.validate` reports them.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcnn as fnn
+        >>> net = fnn.Serial(fnn.Dense(2, w_init="zeros"))
+        >>> objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy, fnn.penalties.l2(1e-4))
+        >>> batch = jnp.ones((4, 3)), jnp.array([0, 1, 1, 0])
+        >>> print(objective(net.init(jax.random.key(0), (3,)), batch))
+        0.6931472
+
+    Source: Goodfellow, Bengio and Courville, Deep Learning (2016), sections 5.1 and 7.1.
+    """
+
+    net: Layer
+    loss: LossFunction
+    penalty: Penalty | None = None
+    aux: Callable[[jax.Array, Batch], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.net, Layer):
+            raise TypeError(f"Objective's net is a layer, got {self.net!r}")
+        if not callable(self.loss):
+            raise TypeError(f"Objective's loss is a function (outputs, targets) -> (N,), got {self.loss!r}")
+        if not (self.penalty is None or callable(self.penalty)):
+            raise TypeError(f"Objective's penalty is a function of the parameters or None, got {self.penalty!r}")
+
+    def __call__(self, params: Params, batch: Batch, *, key: Key | None = None, train: bool = False) -> Any:
+        x, targets, weight = unpack(batch)
+        outputs = self.net.apply(params, x, key=key, train=train)
+        values = self.loss(outputs, targets)
+        check_losses(self.loss, values, outputs)
+        value = weighted_mean(values, weight)
+        if self.penalty is not None:
+            value = value + jnp.asarray(self.penalty(params), value.dtype)
+        return value if self.aux is None else (value, self.aux(outputs, batch))
+
+
+def unpack(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """(x, y, weight or None) of a batch, checked for form and shape."""
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        raise BatchError(f"a batch is (x, y) or (x, y, weight), got {describe_params(batch)}")
+    x, y, *rest = map(jnp.asarray, batch)
+    weight = rest[0] if rest else None
+    if not x.ndim or not x.shape[0]:
+        raise BatchError(f"the batch is empty: x has shape {x.shape}, where (N, ...) with N > 0 is needed")
+    if not y.ndim or y.shape[0] != x.shape[0]:
+        raise BatchError(f"x and y have one row per example, got x {x.shape} and y {y.shape}")
+    if weight is not None and weight.shape != x.shape[:1]:
+        raise BatchError(f"weight is one number per example, of shape {x.shape[:1]}, got {weight.shape}")
+    return x, y, weight
+
+
+def check_losses(loss: LossFunction, values: jax.Array, outputs: jax.Array) -> None:
+    """Raises unless the loss gave one number per example."""
+    if jnp.shape(values) != outputs.shape[:1]:
+        raise BatchError(
+            f"a loss gives one number per example, and {loss!r} gave shape {jnp.shape(values)} for outputs "
+            f"{outputs.shape}; leave the mean over the examples to Objective"
+        )
+
+
+def mean_weights(values: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """w_n / sum_n w_n: what each example's loss counts in the mean; its gradient too. Shape () where all are equal."""
+    if weight is None:
+        return jnp.asarray(1 / values.shape[0], values.dtype)
+    weight = weight.astype(values.dtype)
+    return weight / jnp.sum(weight)
+
+
+def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """sum_n w_n v_n / sum_n w_n, of (N,) values."""
+    return jnp.sum(values * mean_weights(values, weight))
+
+
+def weight_noise(std: float, leaves: tuple[str, ...] | None = ("w",)) -> Callable[[Objective], Objective]:
+    """A transform of an objective: under `train=True` its loss is taken at weights with normal noise added.
+
+    C'(w) = C(w + std n), n ~ Normal(0, 1), drawn anew from each call's key; the penalty sees the weights without noise.
+
+    Args:
+        std: the standard deviation, in units of the weights.
+        leaves: the names of the parameters that get noise; None for all.
+
+    Returns:
+        A function from an `Objective` to an `Objective`, whose parameters are the same.
+
+    Example:
+        >>> import funcnn as fnn
+        >>> objective = fnn.Objective(fnn.Dense(2), fnn.losses.mse)
+        >>> fnn.weight_noise(0.1)(objective)
+        Objective(WeightNoise(Dense(2), 0.1), mse)
+
+    Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 7.5; Graves (2011).
+    """
+    return lambda objective: objective.replace(net=WeightNoise(objective.net, std, leaves))
+
+
+def validate(objective: Objective, params: Params, batch: Batch) -> None:
+    """Looks, outside jit, at everything that a traced program cannot: shapes, names, dtypes and values.
+
+    Args:
+        objective: what is going to be trained.
+        params: its parameters.
+        batch: `(x, y)` or `(x, y, weight)`, of concrete arrays; the whole data set will do.
+
+    Raises:
+        ValueError: with one line for each fault: the parameters are not those of the network (which leaf, which shape),
+            a number is not finite (where), a label is no class, a weight is negative or all are zero, ...
+        TypeError: called under jit, where there are no values to look at.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, funcnn as fnn
+        >>> objective = fnn.Objective(fnn.Dense(2), fnn.losses.softmax_cross_entropy)
+        >>> params = objective.net.init(jax.random.key(0), (3,))
+        >>> fnn.validate(objective, params, (jnp.ones((4, 3)), jnp.array([0, 1, 1, 0])))
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch))):
+        raise TypeError("validate looks at values, and these are traced: call it outside jit")
+    x, y, weight = unpack(batch)
+    faults = _parameter_faults(objective.net, params, x.shape[1:])
+    arrays = {"x": x, "y": y} | ({} if weight is None else {"weight": weight})
+    arrays |= {f"params{jax.tree_util.keystr(p)}": leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    faults += [fault for name, array in arrays.items() if (fault := _not_finite(name, array))]
+    if weight is not None:
+        if (np.asarray(weight) < 0).any():
+            faults.append(f"weight is negative at index {int(np.argmax(np.asarray(weight) < 0))}")
+        if not np.asarray(weight).any():
+            faults.append("weight is zero for every example, so that their weighted mean is 0 / 0")
+    if not faults:
+        try:
+            outputs = jax.eval_shape(lambda p, a: objective.net.apply(p, a), params, x)
+            if isinstance(objective.loss, Loss):
+                objective.loss.check(jnp.zeros(outputs.shape, outputs.dtype), y)
+            if objective.penalty is not None:
+                objective.penalty(params)
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _parameter_faults(net: Layer, params: Params, in_shape: Shape) -> list[str]:
+    try:
+        wanted = jax.eval_shape(lambda: net.init(jax.random.key(0), in_shape))
+    except ValueError as error:
+        return [f"the network does not take examples of shape {in_shape}: {error}"]
+    want, have = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (wanted, params)
+    )
+    faults = [f"params{path} is missing: shape {want[path].shape}" for path in want if path not in have]
+    faults += [
+        f"params{path} is not of this network: {describe_params(have[path])}" for path in have.keys() - want.keys()
+    ]
+    for path in want:
+        if path in have and np.shape(have[path]) != want[path].shape:
+            faults.append(f"params{path} has shape {np.shape(have[path])}, where {want[path].shape} is needed")
+    if not faults and jax.tree.structure(wanted) != jax.tree.structure(params):
+        faults.append(f"params is {describe_params(params)}, where {describe_params(wanted)} is needed")
+    return faults
+
+
+def _not_finite(name: str, array: Any) -> str | None:
+    values = np.asarray(array)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        return None
+    bad = ~np.isfinite(values.astype(float_dtype(jnp.zeros(0))) if values.dtype == jnp.bfloat16 else values)
+    if not bad.any():
+        return None
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape)) if bad.ndim else ()
+    return f"{name} is not finite: {values[index]} at {list(index)} ({int(bad.sum())} of {math.prod(bad.shape)})"

@@ -1,0 +1,48 @@
+"""What every test runs under: strict promotion, eight pretended devices, seeds from its name, JAX's config kept."""
+
+import zlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)  # before the first array: meshes are tested on one machine
+
+
+@pytest.fixture(autouse=True)
+def strict_and_unchanged() -> Iterator[None]:
+    """Mixed dtypes and ranks are errors inside, and no test may leave a setting behind."""
+    before = dict(jax.config.values)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+    after = dict(jax.config.values)
+    assert before == after, {k: (before[k], after[k]) for k in before if before[k] != after[k]}
+
+
+def seed_of(name: str) -> int:
+    """A seed from a test's name: it stays when other tests come and go."""
+    return zlib.crc32(name.encode())
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest) -> jax.Array:
+    return jax.random.key(seed_of(request.node.nodeid))
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    return np.random.default_rng(seed_of(request.node.nodeid))
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test in both, with x64 switched on for the one that needs it."""
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
