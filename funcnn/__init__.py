@@ -1,6 +1,8 @@
 """Neural networks as pure functions, whose backward pass is a value that you can open."""
 
 from funcnn import backprop as backprop
+from funcnn import data as data
+from funcnn import gradcheck as gradcheck
 from funcnn import losses as losses
 from funcnn import penalties as penalties
 from funcnn.compose import Cast as Cast
@@ -44,3 +46,4 @@ from funcnn.layers import Tanh as Tanh
 from funcnn.objective import Objective as Objective
 from funcnn.objective import validate as validate
 from funcnn.objective import weight_noise as weight_noise
+from funcnn.summary import summary as summary

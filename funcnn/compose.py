@@ -32,7 +32,7 @@ INPUT = "input"  # the name of a Graph's own input among its nodes
 class Part(NamedTuple):
     """A layer at its place in a combinator: what runs there, with which parameters."""
 
-    index: int | None  # folded into the key, so that each part draws other random numbers; None for a whole network
+    number: int | None  # folded into the key, so that each part draws other random numbers; None for a whole network
     name: str | None  # its step in the path; None for the one part of a wrapper, which has the wrapper's path
     layer: Layer
     params: Params
@@ -40,7 +40,7 @@ class Part(NamedTuple):
     def apply(self, x: jax.Array, key: Key | None, train: bool) -> jax.Array:
         """y = layer(x), named in errors."""
         with at(self.name, self.layer):
-            return self.layer.apply(self.params, x, key=fold(key, self.index), train=train)
+            return self.layer.apply(self.params, x, key=fold(key, self.number), train=train)
 
 
 class Combinator(Layer):
@@ -302,7 +302,8 @@ class Graph(Combinator):
     A node may feed several others (fan-out), take several inputs, and use the parameters of another node.
 
     Args:
-        nodes: `{name: Node(layer, inputs, ...)}`, in any order; a plain `(layer, inputs)` will do. The paths are the names.
+        nodes: `{name: Node(layer, inputs, ...)}`, in any order; a plain `(layer, inputs)` will do. A node's
+            path is its name.
         output: the name of the node whose value is the graph's.
 
     Returns of `init`: a dict by node name; a node that uses another's parameters holds ().
@@ -499,6 +500,7 @@ class WeightNoise(Combinator):
         _check_layers("WeightNoise", (self.layer,))
         if not self.std >= 0:
             raise LayerError(f"WeightNoise's std is not negative, got {self.std!r}")
+        object.__setattr__(self, "leaves", leaf_names(self.leaves))
 
     def init(self, key: Key, in_shape: Shape) -> Params:
         return self.layer.init(key, in_shape)
@@ -527,6 +529,11 @@ class WeightNoise(Combinator):
     def apply(self, params: Params, x: jax.Array, *, key: Key | None = None, train: bool = False) -> jax.Array:
         (part,) = self.parts(self.perturb(params, key, train))
         return part.apply(x, key, train)
+
+
+def leaf_names(names: Any) -> tuple[str, ...] | None:
+    """The names of parameters as a tuple; one alone may be given as it is."""
+    return (names,) if isinstance(names, str) else names if names is None else tuple(names)
 
 
 def select_leaves(params: Params, names: tuple[str, ...] | None, owner: Any) -> list[bool]:

@@ -28,7 +28,7 @@ class Description:
         super().__init_subclass__(**kwargs)
         # @dataclass writes a long repr into each subclass that has none of its own: give it ours first.
         if "__repr__" not in cls.__dict__:
-            cls.__repr__ = cls.__mro__[1].__repr__
+            cls.__repr__ = cls.__mro__[1].__repr__  # pyright: ignore[reportAttributeAccessIssue]
 
     def __repr__(self) -> str:
         return f"{self._code_name()}({', '.join(self._arguments())})"

@@ -75,9 +75,8 @@ def draw(init: Initializer, key: Key, shape: Shape) -> jax.Array:
         raise TypeError(f"an initialiser is a name, a number, an Init or a function, got {init!r}")
     if isinstance(init, int | float):
         return jnp.full(shape, init, dtype)
-    if isinstance(init, str):
-        init = Init(init)
-    if isinstance(init, Init):
-        found = getattr(jax.nn.initializers, init.name)
-        init = found if init.name in _PLAIN else found(**dict(init.options))
-    return init(key, shape, dtype)
+    if callable(init):
+        return init(key, shape, dtype)
+    named = Init(init) if isinstance(init, str) else init
+    found = getattr(jax.nn.initializers, named.name)
+    return (found if named.name in _PLAIN else found(**dict(named.options)))(key, shape, dtype)

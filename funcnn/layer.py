@@ -70,14 +70,16 @@ class Layer(Description, abc.ABC):
 
     def out_shape(self, in_shape: Shape) -> Shape:
         """The shape of one output, for one example of shape `in_shape`."""
-        return jax.eval_shape(self._run_one, check_in_shape(in_shape)).shape[1:]
+        return jax.eval_shape(self.apply, *self._abstract_arguments(in_shape)).shape[1:]
 
     def multiply_adds(self, in_shape: Shape) -> int:
         """Multiply-adds for one example: those of the matrix products in `apply`, counted in its jaxpr."""
-        return _matrix_multiply_adds(jax.make_jaxpr(lambda: self._run_one(in_shape))().jaxpr)
+        return _matrix_multiply_adds(jax.make_jaxpr(self.apply)(*self._abstract_arguments(in_shape)).jaxpr)
 
-    def _run_one(self, in_shape: Shape) -> jax.Array:
-        return self.apply(self.init(jax.random.key(0), in_shape), jnp.zeros((1, *in_shape)))
+    def _abstract_arguments(self, in_shape: Shape) -> tuple[Params, jax.ShapeDtypeStruct]:
+        in_shape = check_in_shape(in_shape)
+        params = jax.eval_shape(lambda: self.init(jax.random.key(0), in_shape))
+        return params, jax.ShapeDtypeStruct((1, *in_shape), jnp.result_type(float))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +189,11 @@ def describe_params(params: Params) -> str:
 def against(v: jax.Array, x: jax.Array) -> jax.Array:
     """`v` with axes of length 1 in front, so that it has as many axes as `x` and broadcasts over the examples."""
     return jnp.reshape(v, (1,) * (x.ndim - v.ndim) + v.shape)
+
+
+def magnitude(a: jax.Array) -> jax.Array:
+    """|a|, with the derivative 0 at 0, where that of `jnp.abs` is 1."""
+    return a * jnp.sign(a)
 
 
 def _matrix_multiply_adds(jaxpr: Any) -> int:

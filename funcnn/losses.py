@@ -1,15 +1,16 @@
 """Losses: `loss(outputs, targets) -> (N,)`, one number per example, neither summed nor averaged over the examples.
 
 A loss is an immutable value that you call. Called with outputs and targets it computes; called with options alone it
-gives the loss with these options, to hand to an `Objective`:
+gives the loss with these options, to hand to an `Objective`::
 
     losses.softmax_cross_entropy(logits, labels)                # (N,)
     losses.softmax_cross_entropy(label_smoothing=0.1)           # a loss
     losses.bernoulli_nll(logits, y, signed=True)                # (N,)
 
 Letters: N examples, K outputs or classes, f the outputs, z outputs that are logits, y the targets. All axes but the
-first are summed (averaged in `mse` and `mae`). Every loss and its gradient is free of NaN for every finite input, and
-exact to rounding wherever the true value fits the dtype.
+first are summed (averaged in `mse` and `mae`). Every loss and its gradient is free of NaN for every finite input,
+infinite only where the true value overflows (with a learned variance: or where the squares do), and right to the
+rounding of the terms that are summed in it. In a softmax one such term is 1: a cross-entropy of 1e-9 is 0 in float32.
 
 Where the values are traced, under `jit`, they cannot be looked at: a label outside the classes then gives a NaN loss
 and a NaN gradient for its example, and a target outside the range of `bernoulli_nll` is used in the equation as it is.
@@ -26,8 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import nn
+from jax.core import Tracer
 
 from funcnn.description import Description
+from funcnn.layer import magnitude
 
 
 class LossError(ValueError):
@@ -62,10 +65,10 @@ class Loss(Description):
         """Raises LossError unless shapes, dtypes and, where they are not traced, values of the targets fit."""
         if not jnp.issubdtype(outputs.dtype, jnp.floating):
             raise LossError(f"{self!r} takes outputs of a floating dtype, got {outputs.dtype}")
-        if not outputs.ndim or not outputs.shape[0]:
+        if not outputs.ndim or not outputs.size:
             raise LossError(f"{self!r} takes outputs of shape (N, ...) with N > 0, got {outputs.shape}: an empty batch")
         self.check_shapes(outputs, targets)
-        if self.needs_values and not isinstance(targets, jax.core.Tracer):
+        if self.needs_values and not isinstance(targets, Tracer):
             self.check_values(outputs, np.asarray(targets))
 
     def check_shapes(self, outputs: jax.Array, targets: jax.Array) -> None:
@@ -125,7 +128,7 @@ class SquaredError(Loss):
     """
 
     def per_example(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        return _sum(jnp.square(2 * half_difference(outputs, targets)))
+        return _sum(jnp.square(outputs - targets.astype(outputs.dtype)))  # overflows only where its square does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +147,10 @@ class Mse(Loss):
     """
 
     def per_example(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        # Scaled before it is squared, by a power of two, which costs no digit: the sum of squares may overflow where
-        # their mean does not.
-        scale = 2.0 ** -math.ceil(math.log2(width(outputs)) / 2)
-        terms = jnp.square(half_difference(outputs, targets) * (2 * scale))
-        return _sum(terms) * (1 / (width(outputs) * scale**2))
+        # Divided before it is summed, since the sum of squares may overflow where their mean does not. The difference
+        # is taken twice: autodiff then adds two halves of the gradient, neither of which overflows before the whole.
+        scaled = half_difference(outputs, targets) * (4 / width(outputs))
+        return _sum(half_difference(outputs, targets) * scaled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +169,7 @@ class Mae(Loss):
     """
 
     def per_example(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        return _sum(jnp.abs(half_difference(outputs, targets)) * (2 / width(outputs)))
+        return _sum(magnitude(half_difference(outputs, targets)) * (2 / width(outputs)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +177,7 @@ class GaussianNll(Loss):
     """Negative log-likelihood of a normal distribution around the outputs.
 
     Given variance v:  sum_k (f_k - y_k)^2 / (2 v) + log(2 pi v) / 2, with f and y (N, K).
+
     Learned variance:  outputs (N, 2 K) hold the means f in their first half of the last axis and the log-variances s
     in the second: sum_k (f_k - y_k)^2 exp(-s_k) / 2 + s_k / 2 + log(2 pi) / 2.
 
@@ -203,7 +206,7 @@ class GaussianNll(Loss):
     def check_shapes(self, outputs: jax.Array, targets: jax.Array) -> None:
         if self.variance != "learned":
             super().check_shapes(outputs, targets)
-        elif outputs.ndim < 2 or outputs.shape != (*targets.shape[:-1], 2 * targets.shape[-1]):
+        elif outputs.ndim < 2 or targets.ndim < 2 or outputs.shape != (*targets.shape[:-1], 2 * targets.shape[-1]):
             raise LossError(
                 f"{self!r} takes outputs (N, 2 K), means and log-variances, for targets (N, K), "
                 f"got outputs {outputs.shape}, targets {targets.shape}"
@@ -215,18 +218,26 @@ class GaussianNll(Loss):
         Multiplying twice by e keeps q right where 1 / sigma alone would overflow; where f = y, q is 0 whatever sigma,
         and s is left out of it, so that 0 times infinity does not arise.
         """
-        if isinstance(self.variance, str):
-            outputs, s = jnp.split(outputs, 2, axis=-1)
-            half = half_difference(outputs, targets)
-            e = jnp.exp(jnp.where(half == 0, 0, s) / -4)
-        else:
-            half = half_difference(outputs, targets)
-            e, s = self.variance**-0.25, math.log(self.variance)
-        return 2 * (half * e * e), e, s
+        if not isinstance(self.variance, str):
+            e = self.variance**-0.25
+            return 2 * (half_difference(outputs, targets) * e * e), e, math.log(self.variance)
+        outputs, s = jnp.split(outputs, 2, axis=-1)
+        half = half_difference(outputs, targets)
+        used = jnp.where(half == 0, 0, s)
+        fixed = jax.lax.stop_gradient(used)
+        e = jnp.exp(fixed / -4)
+        # The last factor is 1, and its derivative -1/2 is all that q has for s: through e that may overflow on its way.
+        return 2 * (half * e * e) * jnp.exp((fixed - used) / 2), e, s
 
     def per_example(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        q, _, s = self.standardized(outputs, targets)
-        return _sum(jnp.square(q) / 2 + s / 2 + math.log(2 * math.pi) / 2)
+        # Taken twice: autodiff then adds two halves of the gradient, neither of which overflows before the whole.
+        (q, _, s), (again, _, _) = (self.standardized(outputs, targets) for _ in range(2))
+        squares, k = _sum(q * (again / 2)), width(targets)
+        if not isinstance(s, jax.Array):
+            return squares + k * (s + math.log(2 * math.pi)) / 2
+        # Divided by a power of two, which costs no digit: log-variances of both signs may overflow on their way.
+        p = 2.0 ** math.ceil(math.log2(k))
+        return (squares / p + _sum(s / (2 * p) + math.log(2 * math.pi) / (2 * p))) * p
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +265,7 @@ class LaplaceNll(Loss):
             raise LossError(f"laplace_nll's scale is positive, got {self.scale!r}")
 
     def per_example(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        return _sum(jnp.abs(half_difference(outputs, targets)) * (2 / self.scale) + math.log(2 * self.scale))
+        return _sum(magnitude(half_difference(outputs, targets)) * (2 / self.scale) + math.log(2 * self.scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,14 +299,17 @@ class BernoulliNll(Loss):
             hint = "; for targets in {-1, +1} use signed=True" if not self.signed and (targets == -1).any() else ""
             raise LossError(f"{self!r} takes targets in [{low}, 1], got {targets[bad][0]} at {_where(bad)}{hint}")
 
-    def probability(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """The targets as probabilities of a yes, in the outputs' dtype."""
+    def probabilities(self, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The targets as probabilities of a yes and of a no, in the outputs' dtype.
+
+        Both from the target itself: one less the other would lose the digits of the smaller.
+        """
         y = targets.astype(outputs.dtype)
-        return (1 + y) / 2 if self.signed else y
+        return ((1 + y) / 2, (1 - y) / 2) if self.signed else (y, 1 - y)
 
     def per_example(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        y = self.probability(outputs, targets)
-        return _sum(y * nn.softplus(-outputs) + (1 - y) * nn.softplus(outputs))
+        yes, no = self.probabilities(outputs, targets)
+        return _sum(yes * nn.softplus(-outputs) + no * nn.softplus(outputs))
 
 
 class ClassLoss(Loss):
@@ -330,8 +344,10 @@ class ClassLoss(Loss):
         """The targets as (N, ..., K) in the outputs' dtype: one-hot rows for labels; NaN for one that is no class."""
         if targets.shape == outputs.shape:
             return targets.astype(outputs.dtype)
-        classes = jnp.arange(outputs.shape[-1], dtype=targets.dtype)
-        labels = targets[..., None]
+        # In a dtype that holds every class and every label: small ones, such as the bytes of a file, wrap around.
+        dtype = targets.dtype if targets.dtype.itemsize >= 4 else jnp.dtype("int32")
+        classes = jnp.arange(outputs.shape[-1], dtype=dtype)
+        labels = targets[..., None].astype(dtype)
         known = (labels >= 0) & (labels < outputs.shape[-1])
         # Compared, not gathered: the comparison fuses with what uses it, and its gradient needs no scatter.
         hot = labels == classes.reshape((1,) * targets.ndim + (-1,))
@@ -346,7 +362,7 @@ class SoftmaxCrossEntropy(ClassLoss):
     soft targets (N, ..., K). Returns (N,), in nats; axes between the first and the last are summed.
 
     Args:
-        label_smoothing: a in [0, 1]: the targets become (1 - a) y + a u, u uniform over the classes that are not masked.
+        label_smoothing: a in [0, 1]: the targets become (1 - a) y + a u, u uniform over the classes not masked.
 
     Raises:
         LossError: the shapes do not fit; labels are no integers or (outside jit) no classes.

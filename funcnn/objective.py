@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from funcnn.compose import WeightNoise, float_dtype
 from funcnn.description import Description
-from funcnn.layer import Key, Layer, Params, Shape, describe_params
+from funcnn.layer import Key, Layer, Params, describe_params
 from funcnn.losses import Loss
 from funcnn.penalties import Penalty
 
@@ -157,10 +158,17 @@ def validate(objective: Objective, params: Params, batch: Batch) -> None:
         >>> params = objective.net.init(jax.random.key(0), (3,))
         >>> fnn.validate(objective, params, (jnp.ones((4, 3)), jnp.array([0, 1, 1, 0])))
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch))):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, batch))):
         raise TypeError("validate looks at values, and these are traced: call it outside jit")
     x, y, weight = unpack(batch)
-    faults = _parameter_faults(objective.net, params, x.shape[1:])
+    try:
+        wanted = jax.eval_shape(lambda: objective.net.init(jax.random.key(0), x.shape[1:]))
+    except ValueError as error:
+        faults = [f"the network does not take examples of shape {x.shape[1:]}: {error}"]
+    else:
+        faults = _parameter_faults(wanted, params)
+        fault = _loss_fault(objective, wanted if faults else params, x, y)
+        faults += [fault] if fault else []
     arrays = {"x": x, "y": y} | ({} if weight is None else {"weight": weight})
     arrays |= {f"params{jax.tree_util.keystr(p)}": leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
     faults += [fault for name, array in arrays.items() if (fault := _not_finite(name, array))]
@@ -169,38 +177,44 @@ def validate(objective: Objective, params: Params, batch: Batch) -> None:
             faults.append(f"weight is negative at index {int(np.argmax(np.asarray(weight) < 0))}")
         if not np.asarray(weight).any():
             faults.append("weight is zero for every example, so that their weighted mean is 0 / 0")
-    if not faults:
-        try:
-            outputs = jax.eval_shape(lambda p, a: objective.net.apply(p, a), params, x)
-            if isinstance(objective.loss, Loss):
-                objective.loss.check(jnp.zeros(outputs.shape, outputs.dtype), y)
-            if objective.penalty is not None:
-                objective.penalty(params)
-        except ValueError as error:
-            faults.append(str(error))
     if faults:
         raise ValueError("\n".join(faults))
 
 
-def _parameter_faults(net: Layer, params: Params, in_shape: Shape) -> list[str]:
+def _loss_fault(objective: Objective, params: Params, x: jax.Array, y: jax.Array) -> str | None:
+    """What `objective` says of parameters of the right shapes and this batch."""
     try:
-        wanted = jax.eval_shape(lambda: net.init(jax.random.key(0), in_shape))
+        outputs = jax.eval_shape(objective.net.apply, params, x)
+        if isinstance(objective.loss, Loss):
+            objective.loss.check(jnp.zeros(outputs.shape, outputs.dtype), y)
+        check_losses(objective.loss, jax.eval_shape(objective.loss, outputs, y), outputs)
+        if objective.penalty is not None:
+            jax.eval_shape(objective.penalty, params)
     except ValueError as error:
-        return [f"the network does not take examples of shape {in_shape}: {error}"]
+        return str(error)
+    return None
+
+
+def _parameter_faults(wanted: Params, params: Params) -> list[str]:
     want, have = (
         {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (wanted, params)
     )
     faults = [f"params{path} is missing: shape {want[path].shape}" for path in want if path not in have]
-    faults += [
-        f"params{path} is not of this network: {describe_params(have[path])}" for path in have.keys() - want.keys()
-    ]
+    strange = {path: leaf for path, leaf in have.items() if path not in want}
+    faults += [f"params{path} is not of this network: {describe_params(leaf)}" for path, leaf in strange.items()]
     for path in want:
         if path in have and np.shape(have[path]) != want[path].shape:
             faults.append(f"params{path} has shape {np.shape(have[path])}, where {want[path].shape} is needed")
+        elif path in have and jnp.issubdtype(want[path].dtype, jnp.floating) and not _is_floating(have[path]):
+            faults.append(f"params{path} is {describe_params(have[path])}, where a floating dtype is needed")
     if not faults and jax.tree.structure(wanted) != jax.tree.structure(params):
         faults.append(f"params is {describe_params(params)}, where {describe_params(wanted)} is needed")
     return faults
+
+
+def _is_floating(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _not_finite(name: str, array: Any) -> str | None:

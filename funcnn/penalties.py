@@ -7,9 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from funcnn.compose import select_leaves
+from funcnn.compose import leaf_names, select_leaves
 from funcnn.description import Description
-from funcnn.layer import Params
+from funcnn.layer import Params, magnitude
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,7 @@ class _Scaled(Penalty):
     def __post_init__(self) -> None:
         if not 0 <= self.scale < math.inf:
             raise ValueError(f"a penalty's scale is not negative, got {self.scale!r}")
-        if isinstance(self.leaves, str):
-            object.__setattr__(self, "leaves", (self.leaves,))
+        object.__setattr__(self, "leaves", leaf_names(self.leaves))
 
     def penalized(self, params: Params) -> list[jax.Array]:
         """The leaves that the penalty is on; raises where there are none."""
@@ -68,7 +67,7 @@ class L2(_Scaled):
     """
 
     def __call__(self, params: Params) -> jax.Array:
-        return sum((jnp.sum(jnp.square(w)) for w in self.penalized(params)), start=jnp.zeros(())) * (self.scale / 2)
+        return _total([jnp.sum(jnp.square(w)) for w in self.penalized(params)]) * (self.scale / 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,7 @@ class L1(_Scaled):
     """
 
     def __call__(self, params: Params) -> jax.Array:
-        return sum((jnp.sum(jnp.abs(w)) for w in self.penalized(params)), start=jnp.zeros(())) * self.scale
+        return _total([jnp.sum(magnitude(w)) for w in self.penalized(params)]) * self.scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +106,15 @@ class Sum(Penalty):
     terms: tuple[Penalty, ...]
 
     def __call__(self, params: Params) -> jax.Array:
-        return sum((term(params) for term in self.terms), start=jnp.zeros(()))
+        return _total([term(params) for term in self.terms])
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.terms))
+
+
+def _total(values: list[jax.Array]) -> jax.Array:
+    """The sum, in the dtype of the values: a start of zero would bring in the default one."""
+    return sum(values[1:], start=values[0])
 
 
 def _terms(penalty: Penalty) -> tuple[Penalty, ...]:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import funcnn as fnn
@@ -133,20 +134,32 @@ LOSSES = {
 each_loss = pytest.mark.parametrize("problem", LOSSES.values(), ids=LOSSES.keys())
 
 
+def numbers(key: jax.Array) -> np.random.Generator:
+    """Random numbers by NumPy, which need no compilation for each shape, as JAX's do."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
 def draw_targets(kind: str, key: jax.Array, n: int, out_shape: tuple[int, ...]) -> jax.Array:
     """Targets of a kind that `LossProblem` names, for n outputs of shape out_shape."""
-    shape = (n, *out_shape)
+    shape, rng = (n, *out_shape), numbers(key)
     half = (*shape[:-1], shape[-1] // 2)
     makers: dict[str, Any] = {
-        "real": lambda: jax.random.normal(key, shape),
-        "real-half": lambda: jax.random.normal(key, half),
-        "bit": lambda: jax.random.bernoulli(key, 0.5, shape).astype(jnp.int32),
-        "unit": lambda: jax.random.uniform(key, shape),
-        "sign": lambda: 2 * jax.random.bernoulli(key, 0.5, shape).astype(jnp.int32) - 1,
-        "label": lambda: jax.random.randint(key, shape[:-1], 0, shape[-1]),
-        "soft": lambda: jax.nn.softmax(jax.random.normal(key, shape)),
+        "real": lambda: rng.normal(size=shape),
+        "real-half": lambda: rng.normal(size=half),
+        "bit": lambda: rng.integers(0, 2, shape),
+        "unit": lambda: rng.uniform(size=shape),
+        "sign": lambda: rng.choice([-1, 1], shape),
+        "label": lambda: rng.integers(0, shape[-1], shape[:-1]),
+        "soft": lambda: rng.dirichlet(np.ones(shape[-1]), shape[:-1]),
     }
-    return makers[kind]()
+    return jnp.asarray(makers[kind]())
+
+
+def draw_params(key: jax.Array, net: fnn.Layer, in_shape: tuple[int, ...]) -> Any:
+    """Normal numbers in the place of every parameter, so that none is zero and no two are equal, as at the start."""
+    rng = numbers(key)
+    like = jax.eval_shape(lambda: net.init(jax.random.key(0), in_shape))
+    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), like)
 
 
 class NetworkProblem(NamedTuple):
@@ -159,8 +172,8 @@ class NetworkProblem(NamedTuple):
     def draw(self, key: jax.Array, n: int = 7) -> tuple[Any, tuple[jax.Array, jax.Array]]:
         """Parameters and a batch of n examples."""
         key_params, key_x, key_y = jax.random.split(key, 3)
-        params = self.objective.net.init(key_params, self.in_shape)
-        x = jax.random.normal(key_x, (n, *self.in_shape))
+        params = draw_params(key_params, self.objective.net, self.in_shape)
+        x = jnp.asarray(numbers(key_x).normal(size=(n, *self.in_shape)))
         y = draw_targets(self.targets, key_y, n, self.objective.net.out_shape(self.in_shape))
         return params, (x, y)
 
@@ -195,21 +208,24 @@ NETWORKS = {
     ),
     "maxout-mlp": NetworkProblem(
         fnn.Objective(
-            fnn.Serial(fnn.Maxout(5, pieces=3), fnn.Maxout(4, pieces=2), fnn.Dense(3)), losses.softmax_cross_entropy
+            fnn.Serial(fnn.Maxout(5, pieces=3), fnn.Maxout(4, pieces=2), fnn.Dense(3)),
+            losses.bernoulli_nll(signed=True),
         ),
         (4,),
-        "label",
+        "sign",
     ),
     "rbf-network": NetworkProblem(
-        fnn.Objective(fnn.Serial(fnn.Rbf(8, epsilon=0.4), fnn.Dense(2)), losses.squared_error), (3,), "real"
+        fnn.Objective(fnn.Serial(fnn.Rbf(8, epsilon=0.4), fnn.Dense(2)), losses.gaussian_nll(variance=2.5)),
+        (3,),
+        "real",
     ),
     "image-prelu-net": NetworkProblem(
         fnn.Objective(
             fnn.Serial(fnn.Prelu(), fnn.Flatten(), fnn.Dense(5), fnn.Prelu(shared=True), fnn.Dense(3)),
-            losses.softmax_cross_entropy,
+            losses.bernoulli_nll,
         ),
         (2, 3),
-        "label",
+        "unit",
     ),
     "residual-tower": NetworkProblem(
         fnn.Objective(
@@ -225,7 +241,23 @@ NETWORKS = {
         (4,),
         "label",
     ),
-    "graph-diamond": NetworkProblem(fnn.Objective(BATCHED["graph-diamond"].layer, losses.squared_error), (3,), "real"),
+    "graph-diamond": NetworkProblem(
+        fnn.Objective(BATCHED["graph-diamond"].layer, losses.laplace_nll(scale=0.7)), (3,), "real"
+    ),
+    "every-activation": NetworkProblem(
+        fnn.Objective(
+            fnn.Serial(
+                fnn.Parallel(*(fnn.Serial(fnn.Dense(2), activation) for activation in ELEMENTWISE.values())),
+                fnn.Reshape((2, -1)),
+                fnn.Cast(fnn.Dense(3), "float32"),
+                fnn.Flatten(),
+                fnn.Parallel(fnn.Softmax(), fnn.Rbf(2, epsilon=0.3, centres=((0.5,) * 6, (-0.5,) * 6))),
+            ),
+            losses.squared_error,
+        ),
+        (3,),
+        "real",
+    ),
     "graph-shared": NetworkProblem(
         fnn.Objective(BATCHED["graph-shared"].layer, losses.mse, penalties.l2(0.1)), (4,), "real"
     ),

@@ -29,27 +29,28 @@ class WithRules(Layer):
         return self.layer.multiply_adds(in_shape)
 
     def apply(self, params: Params, x: jax.Array, *, key: Key | None = None, train: bool = False) -> jax.Array:
-        root = Context(self.rules, key=key, train=train)
+        root = Context(self.rules, train=train)
 
+        # The key is an argument, not closed over: under an outer grad of jit, scan or vmap it is that one's tracer.
         @jax.custom_vjp
-        def run(params: Params, x: jax.Array) -> jax.Array:
+        def run(params: Params, x: jax.Array, key: Key | None) -> jax.Array:
             return self.layer.apply(params, x, key=key, train=train)
 
-        def fwd(params: Any, x: Any) -> tuple[jax.Array, Any]:
+        def fwd(params: Any, x: Any, key: Any) -> tuple[jax.Array, Any]:
             # With symbolic zeros each leaf comes with a flag: whether anyone differentiates for it.
-            values = jax.tree.map(lambda leaf: leaf.value, params)
-            y, residuals = root.fwd(Part(None, None, self.layer, values), x.value)
-            return y, (values, residuals, Static(x.perturbed))
+            values, key = jax.tree.map(lambda leaf: leaf.value, (params, key))
+            y, residuals = dataclasses.replace(root, key=key).fwd(Part(None, None, self.layer, values), x.value)
+            return y, (values, residuals, key, Static(x.perturbed))
 
-        def bwd(saved: Any, dy: Any) -> tuple[Params, Any]:
-            values, residuals, need_dx = saved
+        def bwd(saved: Any, dy: Any) -> tuple[Params, Any, None]:
+            values, residuals, key, need_dx = saved
             if isinstance(dy, jax.custom_derivatives.SymbolicZero):
                 dy = jnp.zeros(dy.shape, dy.dtype)
-            ctx = dataclasses.replace(root, delta=dy)
-            return ctx.bwd(Part(None, None, self.layer, values), residuals, dy, need_dx.value)
+            ctx = dataclasses.replace(root, key=key, delta=dy)
+            return *ctx.bwd(Part(None, None, self.layer, values), residuals, dy, need_dx.value), None
 
         run.defvjp(fwd, bwd, symbolic_zeros=True)
-        return run(params, x)
+        return run(params, x, key)
 
 
 def with_rules(net: Layer, rules: Rules = RULES) -> Layer:

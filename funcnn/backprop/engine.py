@@ -41,7 +41,7 @@ class LayerRecord:
 
 @dataclasses.dataclass(frozen=True)
 class _Pullback:
-    """The static half of what `vjp` returns: everything but arrays, so that the whole is a pytree that jit can return."""
+    """The static half of what `vjp` returns: all but the arrays, so that the whole is a pytree that jit can return."""
 
     net: Layer
     rules: Rules
@@ -81,8 +81,8 @@ def vjp(
         check: raise where a rule's gradients are not of the parameters' structure.
 
     Returns:
-        y (N, ...), and a function from dy, of y's shape, to (dparams, dx), of params' structure and of x's shape; for an
-        x of integers dx is the float0 zeros of `jax.vjp`. The function is a pytree: it passes through jit and vmap.
+        y (N, ...), and a function from dy, of y's shape, to (dparams, dx), of params' structure and x's shape; for an x
+        of integers dx is the float0 zeros of `jax.vjp`. The function is a pytree: it passes through jit and vmap.
 
     Raises:
         RuleError: a layer has no rule, or a rule gave gradients of another structure.
@@ -122,8 +122,8 @@ def value_and_grad(
         extras: a pytree for each path whose rule asks for one (`ctx.extra`).
 
     Returns:
-        A function `(params, batch, *, key=None, train=False) -> (value, grads)`, or `((value, aux), grads)`, whose grads
-        have the structure, shapes and dtypes of params.
+        A function `(params, batch, *, key=None, train=False) -> (value, grads)`, or `((value, aux), grads)`, with
+        grads of the structure, shapes and dtypes of params.
 
     Raises:
         TypeError: `objective` is not an `Objective`, or `has_aux` does not fit it.
@@ -148,7 +148,7 @@ def value_and_grad(
 
     def function(params: Params, batch: Batch, *, key: Key | None = None, train: bool = False) -> Any:
         root = Context(rules, key=key, train=train, need_dx=False, extras=extras or {})
-        value, grads, outputs = _run(objective, params, batch, root)
+        value, grads, _, outputs = _run(objective, params, batch, root)
         return ((value, objective.aux(outputs, batch)) if objective.aux is not None else value), grads
 
     return function
@@ -165,8 +165,8 @@ def record(
         extras: a pytree for each path whose rule asks for one.
 
     Returns:
-        A function `(params, batch, *, key=None, train=False) -> {path: LayerRecord}`, in forward order, with an entry for
-        each layer that is not made of others; the path of a network that is one layer is "". Works under jit.
+        A function `(params, batch, *, key=None, train=False) -> {path: LayerRecord}`, in forward order, an entry for each
+        layer that is not made of others; the path of a network that is one layer is "". Works under jit.
 
     Raises:
         RuleError: the net, loss or penalty has no rule.
@@ -198,8 +198,24 @@ def record(
     return function
 
 
-def _run(objective: Objective, params: Params, batch: Batch, root: Context) -> tuple[jax.Array, Params, jax.Array]:
-    """(value, grads, outputs): the objective forward, then backward."""
+def gradients(
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    *,
+    key: Key | None,
+    train: bool,
+    rules: Rules,
+    extras: Mapping[str, Any],
+) -> tuple[Params, Any]:
+    """The objective's gradients for params and x as the rules give them, unchecked: what `gradcheck` looks at."""
+    root = Context(rules, key=key, train=train, need_dx=True, extras=extras, check=False)
+    _, grads, dx, _ = _run(objective, params, batch, root)
+    return grads, dx
+
+
+def _run(objective: Objective, params: Params, batch: Batch, root: Context) -> tuple[jax.Array, Params, Any, jax.Array]:
+    """(value, grads, dx, outputs): the objective forward, then backward."""
     x, targets, weight = unpack(batch)
     net = Part(None, None, objective.net, params)
     root = dataclasses.replace(root, need_dx=root.need_dx and jnp.issubdtype(x.dtype, jnp.floating))
@@ -212,7 +228,7 @@ def _run(objective: Objective, params: Params, batch: Batch, root: Context) -> t
     # C = sum_n m_n v_n, so that dC/dv_n = m_n: this is the one place where 1/N enters.
     dvalues = jnp.broadcast_to(mean_weights(values, weight), values.shape)
     _, delta = loss_rule.bwd(objective.loss, targets, loss_residuals, dvalues, root)
-    grads, _ = dataclasses.replace(root, delta=delta).bwd(net, residuals, delta, root.need_dx)
+    grads, dx = dataclasses.replace(root, delta=delta).bwd(net, residuals, delta, root.need_dx)
 
     if objective.penalty is not None:
         rule = root.rules.find(objective.penalty) or AUTODIFF_PENALTY
@@ -220,7 +236,7 @@ def _run(objective: Objective, params: Params, batch: Batch, root: Context) -> t
         value = value + jnp.asarray(penalty, value.dtype)
         _, dpenalty = rule.bwd(objective.penalty, (), penalty_residuals, jnp.ones_like(penalty), root)
         grads = jax.tree.map(jnp.add, grads, dpenalty)
-    return value, grads, outputs
+    return value, grads, dx, outputs
 
 
 def _check_objective(objective: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from funcnn.backprop import autodiff
@@ -20,10 +21,12 @@ class RuleError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """The hand-written backward pass of one type of layer: two pure functions.
+    """The hand-written backward pass of one type of layer: two pure functions::
 
-    fwd: (layer, params, x, ctx) -> (y, residuals)             y = f(params, x)
-    bwd: (layer, params, residuals, dy, ctx) -> (dparams, dx)  dparams = (dy/dparams)^T dy,  dx = (dy/dx)^T dy
+        fwd: (layer, params, x, ctx) -> (y, residuals)
+             y = f(params, x)
+        bwd: (layer, params, residuals, dy, ctx) -> (dparams, dx)
+             dparams = (dy/dparams)^T dy,  dx = (dy/dx)^T dy
 
     `residuals` is a pytree of arrays: what `bwd` needs of the forward pass, and no parameters, which it gets anyway.
     dparams has the structure, shapes and dtypes of params, dx those of x; dx may be None where not `ctx.need_dx`.
@@ -205,7 +208,7 @@ class Context:
 
     def _inside(self, part: Part, need_dx: bool) -> "Context":
         path = self.path if part.name is None else (*self.path, part.name)
-        return dataclasses.replace(self, path=path, key=fold(self.key, part.index), need_dx=need_dx)
+        return dataclasses.replace(self, path=path, key=fold(self.key, part.number), need_dx=need_dx)
 
 
 def has_params(part: Part) -> bool:
@@ -216,7 +219,7 @@ def has_params(part: Part) -> bool:
 def _check_gradient(part: Part, dparams: Params, path: str) -> None:
     same = jax.tree.structure(dparams) == jax.tree.structure(part.params)
     if not same or any(
-        np.shape(g) != np.shape(p) or g.dtype != p.dtype
+        np.shape(g) != np.shape(p) or jnp.result_type(g) != jnp.result_type(p)
         for g, p in zip(jax.tree.leaves(dparams), jax.tree.leaves(part.params), strict=True)
     ):
         raise RuleError(

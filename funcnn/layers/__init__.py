@@ -1,4 +1,4 @@
-"""The layers, forward only: each family's hand-written rules stand in `funcnn/backprop/rules/`, in the file of its name."""
+"""The layers, forward only. Each family's rules stand in `funcnn/backprop/rules/`, in the file of the same name."""
 
 from funcnn.layers.activation import Absolute as Absolute
 from funcnn.layers.activation import Activation as Activation

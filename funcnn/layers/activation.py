@@ -1,6 +1,7 @@
 """Activations: functions of each unit by itself, and the two softmaxes, which see a whole row.
 
-At a kink the derivative is a choice. Ours are those of JAX: relu'(0) = 0, |a|'(0) = 0, leaky_relu'(0) = 1.
+At a kink the derivative is a choice: relu'(0) = 0 and leaky_relu'(0) = 1, as JAX has them, and |a|'(0) = 0, where
+that of `jnp.abs` is 1.
 """
 
 import abc
@@ -10,7 +11,19 @@ import jax
 import jax.numpy as jnp
 from jax import nn
 
-from funcnn.layer import Key, Layer, LayerError, Params, Shape, against, check_in_shape, check_params, describe_params
+from funcnn.initializers import draw
+from funcnn.layer import (
+    Key,
+    Layer,
+    LayerError,
+    Params,
+    Shape,
+    against,
+    check_in_shape,
+    check_params,
+    describe_params,
+    magnitude,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +150,9 @@ class Prelu(Layer):
         slope: where the learned slope starts.
         shared: one slope for all units, `{"slope": ()}`, instead of one for each, `{"slope": in_shape}`.
 
+    Raises:
+        LayerError: `params` do not fit; the examples have the shape () and the slope is not shared.
+
     Example:
         >>> import jax, jax.numpy as jnp, funcnn as fnn
         >>> layer = fnn.Prelu(shared=True)
@@ -151,10 +167,13 @@ class Prelu(Layer):
 
     def init(self, key: Key, in_shape: Shape) -> Params:
         in_shape = check_in_shape(in_shape)
-        return {"slope": jnp.full(() if self.shared else in_shape, self.slope)}
+        if not (self.shared or in_shape):
+            raise LayerError("Prelu has a slope for each unit, and an example of shape () has none: use shared=True")
+        return {"slope": draw(self.slope, key, () if self.shared else in_shape)}
 
     def apply(self, params: Params, x: jax.Array, *, key: Key | None = None, train: bool = False) -> jax.Array:
-        rank = 0 if self.shared else max(jnp.ndim(params["slope"]) if "slope" in params else 0, 1)
+        known = isinstance(params, dict) and "slope" in params
+        rank = 0 if self.shared else max(jnp.ndim(params["slope"]) if known else 0, 1)
         check_params(self, params, {"slope": x.shape[x.ndim - rank :]})
         return jnp.where(x >= 0, x, against(params["slope"], x) * x)
 
@@ -173,7 +192,7 @@ class Absolute(Activation):
     """
 
     def function(self, a: jax.Array) -> jax.Array:
-        return jnp.abs(a)
+        return magnitude(a)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,8 @@ class Rbf(Layer):
         c_init: initialiser of learned centres.
 
     Raises:
-        LayerError: `features` or `epsilon` is not positive; `centres` are not (features, D); `x` or `params` do not fit.
+        LayerError: `features` or `epsilon` is not positive; `centres` are not (features, D); `x` or `params` do not
+            fit.
 
     Example:
         >>> import jax.numpy as jnp, funcnn as fnn

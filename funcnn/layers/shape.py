@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from funcnn.layer import Key, Layer, LayerError, Params, Shape, check_in_shape
 from funcnn.layers.activation import check_no_params
@@ -18,7 +19,7 @@ class Reshape(Layer):
         shape: the new shape of one example; one entry may be -1, which stands for what is left.
 
     Raises:
-        LayerError: the numbers of one example do not fill `shape`.
+        LayerError: `shape` is no shape; the numbers of one example do not fill it.
 
     Example:
         >>> import jax.numpy as jnp, funcnn as fnn
@@ -29,9 +30,14 @@ class Reshape(Layer):
     shape: Shape
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shape, tuple | list) or sum(d == -1 for d in self.shape) > 1:
-            raise LayerError(f"Reshape's shape is a tuple with at most one -1, got {self.shape!r}")
-        object.__setattr__(self, "shape", tuple(self.shape))
+        good = isinstance(self.shape, tuple | list) and all(
+            isinstance(d, int | np.integer) and not isinstance(d, bool) and (d > 0 or d == -1) for d in self.shape
+        )
+        if not good or sum(d == -1 for d in self.shape) > 1:
+            raise LayerError(
+                f"Reshape's shape is a tuple of positive integers, of which one may be -1, got {self.shape!r}"
+            )
+        object.__setattr__(self, "shape", tuple(int(d) for d in self.shape))
 
     def init(self, key: Key, in_shape: Shape) -> Params:
         self.out_shape(in_shape)
@@ -44,8 +50,7 @@ class Reshape(Layer):
 
     def out_shape(self, in_shape: Shape) -> Shape:
         size = math.prod(check_in_shape(in_shape))
-        known = math.prod(d for d in self.shape if d != -1)
-        free = size // known if known and -1 in self.shape else -1
+        free = size // math.prod(d for d in self.shape if d != -1)
         shape = tuple(free if d == -1 else d for d in self.shape)
         if math.prod(shape) != size:
             raise LayerError(f"{self!r} cannot take examples of shape {tuple(in_shape)}: they have {size} numbers")

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import nn
+from jax import lax, nn
 
 from funcnn.backprop.rule import Context, Rule
 from funcnn.backprop.rules.dense import sum_over_batch
@@ -33,7 +33,7 @@ def from_output(backward: Backward) -> Rule:
     return Rule(fwd, bwd)
 
 
-def from_input(backward: Backward, save: Callable[[Any, jax.Array], jax.Array] = lambda layer, a: a) -> Rule:
+def from_input(backward: Backward, save: Callable[[Any, jax.Array], Any] = lambda layer, a: a) -> Rule:
     """The rule of an activation that keeps something of its input: backward(layer, save(layer, a), dy) -> da."""
 
     def fwd(layer: Layer, params: Params, a: jax.Array, ctx: Context) -> tuple[jax.Array, Any]:
@@ -76,9 +76,9 @@ def absolute(layer: layers.Absolute, sign: jax.Array, dy: jax.Array) -> jax.Arra
 
 
 def swish_gradient(beta: float, a: jax.Array, dy: jax.Array) -> jax.Array:
-    """f' = s (1 + beta a (1 - s)), s = sigmoid(beta a): the product rule, with s' = beta s (1 - s)."""
+    """f' = s + a beta s (1 - s), s = sigmoid(beta a): the product rule, with s' = beta s (1 - s)."""
     s = nn.sigmoid(beta * a)
-    return dy * (s * (1 + beta * a * (1 - s)))
+    return dy * (s + a * (beta * s * (1 - s)))  # in this order: beta a may overflow, where s (1 - s) is 0
 
 
 def hard_swish(layer: layers.HardSwish, a: jax.Array, dy: jax.Array) -> jax.Array:
@@ -93,7 +93,7 @@ def gelu(layer: layers.Gelu, a: jax.Array, dy: jax.Array) -> jax.Array:
     f' = (1 + t) / 2 + a (1 - t^2) u' / 2, u' = sqrt(2/pi) (1 + 3 * 0.044715 a^2).
     """
     if not layer.approximate:
-        cdf = jax.scipy.special.ndtr(a)
+        cdf = lax.erfc(a * -math.sqrt(0.5)) / 2  # Phi, with all its digits far below 0 too
         # Where exp(-a^2/2) is 0 the product is 0 too, also where a^2 overflows.
         return dy * (cdf + a * jnp.exp(-jnp.square(a) / 2) * (1 / math.sqrt(2 * math.pi)))
     c = math.sqrt(2 / math.pi)

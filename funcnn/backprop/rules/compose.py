@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from funcnn.backprop.rule import Context, Rule, Static, has_params
 from funcnn.compose import INPUT, Branches, Cast, Graph, Parallel, Residual, Serial, WeightNoise, join
@@ -122,7 +123,7 @@ def split(how: str, dy: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
     if how == "add":
         return [dy] * len(widths)
     ends = [sum(widths[: i + 1]) for i in range(len(widths))]
-    return [dy[..., end - width : end] for width, end in zip(widths, ends, strict=True)]
+    return [lax.slice_in_dim(dy, end - width, end, axis=-1) for width, end in zip(widths, ends, strict=True)]
 
 
 def total(gradients: list[Any]) -> Any:

@@ -1,4 +1,6 @@
-"""The rules of `losses.py`. In the place of (layer, params, x) stand (loss, targets, outputs); the targets get no gradient.
+"""The rules of `losses.py`.
+
+In the place of (layer, params, x) stand (loss, targets, outputs); the targets get no gradient.
 
 Shapes: outputs and doutputs (N, ..., K), dv (N,) the gradient for each example's loss.
 """
@@ -61,8 +63,8 @@ def laplace_nll(loss: losses.LaplaceNll, f: jax.Array, y: jax.Array) -> jax.Arra
 
 def bernoulli_nll(loss: losses.BernoulliNll, z: jax.Array, y: jax.Array) -> jax.Array:
     """sigmoid(z) - y, written (1 - y) sigmoid(z) - y sigmoid(-z), which keeps its digits where the answer is right."""
-    p = loss.probability(z, y)
-    return (1 - p) * nn.sigmoid(z) - p * nn.sigmoid(-z)
+    yes, no = loss.probabilities(z, y)
+    return no * nn.sigmoid(z) - yes * nn.sigmoid(-z)
 
 
 def softmax_cross_entropy(loss: losses.SoftmaxCrossEntropy, z: jax.Array, y: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from funcnn import penalties
-from funcnn.backprop.rule import Context, Rule
+from funcnn.backprop.rule import AUTODIFF_PENALTY, Context, Rule
 from funcnn.compose import select_leaves
 from funcnn.layer import Params
 
@@ -42,8 +42,8 @@ def l1(penalty: penalties.L1, w: jax.Array) -> jax.Array:
 
 def sum_fwd(penalty: penalties.Sum, nothing: tuple[()], params: Params, ctx: Context) -> tuple[jax.Array, Any]:
     """v = sum_i v_i. Residuals: those of the terms."""
-    values, residuals = zip(*(ctx.find(term).fwd(term, (), params, ctx) for term in penalty.terms), strict=True)
-    return sum(values[1:], start=values[0]), residuals
+    values, residuals = zip(*(_rule(term, ctx).fwd(term, (), params, ctx) for term in penalty.terms), strict=True)
+    return jnp.sum(jnp.stack(values)), residuals
 
 
 def sum_bwd(
@@ -51,9 +51,13 @@ def sum_bwd(
 ) -> tuple[tuple[()], Params]:
     """dv/dw = sum_i dv_i/dw."""
     grads = [
-        ctx.find(term).bwd(term, (), kept, dv, ctx)[1] for term, kept in zip(penalty.terms, residuals, strict=True)
+        _rule(term, ctx).bwd(term, (), kept, dv, ctx)[1] for term, kept in zip(penalty.terms, residuals, strict=True)
     ]
     return (), jax.tree.map(lambda *terms: sum(terms[1:], start=terms[0]), *grads)
+
+
+def _rule(term: penalties.Penalty, ctx: Context) -> Rule:
+    return ctx.rules.find(term) or AUTODIFF_PENALTY
 
 
 RULES = {
