@@ -9,7 +9,7 @@ import experiments
 def main() -> None:
     """Prints each experiment's command and the first line of its docstring."""
     for module in pkgutil.iter_modules(experiments.__path__, "experiments."):
-        if not module.ispkg and not module.name.endswith("__main__"):
+        if not (module.ispkg or "._" in module.name):
             claim = (importlib.import_module(module.name).__doc__ or "").partition("\n")[0]
             print(f"python -m {module.name}\n    {claim}")
 

@@ -18,23 +18,14 @@ import optax
 import tyro
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import funcnn as fnn
+from experiments._twins import AUTODIFF, BACKPROP, CONTROL, compare_curves, draw, side_by_side, verdict
 from experiments.common import measure, networks, record
-from experiments.common.figure import BLUE, GRAY, ORANGE, SKY, VERMILION, figure
-from experiments.common.training import Curve, Gradient, make_step, start, stepper, train_together
+from experiments.common.training import Gradient, make_step, start, stepper, train_together
 from funcnn.data import DataError, Dataset, load_digits, load_mnist
 
-AUTODIFF, BACKPROP, CONTROL = "autodiff", "backprop", "control"
 GRADIENTS: dict[str, Gradient] = {AUTODIFF: jax.value_and_grad, BACKPROP: fnn.backprop.value_and_grad}
-
-# How far apart the trainings may come: |p - q| / |q| over all parameters p and q; |loss - loss'| over the first loss.
-# The two programs do the same sums in another order; each step adds some roundings, and training amplifies what is
-# there. Hence a bound far above one rounding, and never less than DRIFT times what the control, whose gradient is the
-# very same program, comes to.
-TOLERANCES = {"float64": 1e-10, "float32": 1e-3, "bfloat16": 1e-1}
-DRIFT = 10
 
 
 def _hint(default: str) -> str:
@@ -101,8 +92,8 @@ class Config:
             raise record.UsageError(f"--l2 is not negative, got {self.l2}")
         if self.learning_rate is not None and not 0 < self.learning_rate < np.inf:
             raise record.UsageError(f"--learning-rate is positive, got {self.learning_rate}")
-        if not 0 <= self.seed < 2**32:
-            raise record.UsageError(f"--seed is in 0 .. 2^32 - 1, got {self.seed}")
+        if not 0 <= self.seed < 2**31:
+            raise record.UsageError(f"--seed is in 0 .. 2^31 - 1, got {self.seed}")
 
     def settled(self, data: Dataset) -> "Config":
         """With everything filled in that depends on the rest."""
@@ -166,7 +157,7 @@ def run(config: Config, data: Dataset, console: Console) -> dict[str, Any]:
 
     order = list(config.order(len(x)))
     optimizer = config.update_rule(len(order))
-    key = jax.random.key(config.seed + 1)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
     console.print(
         f"\n[bold]Training[/bold] from one start, {len(order)} steps of {config.batch_size} examples in "
         f"{config.dtype}: by jax.grad, by hand, and as a control by jax.grad from a start one rounding away.",
@@ -196,6 +187,8 @@ def run(config: Config, data: Dataset, console: Console) -> dict[str, Any]:
     )
     cost = {name: {"step_s": measure.quartiles(seconds[name]), **programs[name].numbers()} for name in GRADIENTS}
     kept = np.unique(np.linspace(0, len(order) - 1, 300).astype(int))
+    for what in ("loss", "params"):
+        agreement[f"{what}_bound"] = agreement[f"{what}_bound"][kept]
     result = {
         "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data_dir", "out")},
         "data": {"name": data.name, "training": len(x), "test": len(x_test)},
@@ -227,26 +220,6 @@ def one_rounding_away(params: Any, dtype: str, seed: int) -> Any:
     return jax.tree.map(lambda p: p * (1 + eps * rng.choice([-1, 1], p.shape).astype(p.dtype)), jax.device_get(params))
 
 
-def compare_curves(curves: dict[str, Curve], dtype: str) -> dict[str, Any]:
-    """How far apart the trainings are at worst, over all steps, and whether that is within the tolerance."""
-    reference, mine, control = (curves[name] for name in (AUTODIFF, BACKPROP, CONTROL))
-    differs = (mine.loss != reference.loss) | (mine.apart != 0)
-    found: dict[str, Any] = {
-        "first_difference": int(np.argmax(differs)) + 1 if differs.any() else None,
-        "loss_abs": np.max(np.abs(mine.loss - reference.loss)),
-        "loss": np.max(np.abs(mine.loss - reference.loss)) / reference.loss[0],
-        "loss_control": np.max(np.abs(control.loss - reference.loss)) / reference.loss[0],
-        "params_abs": np.max(mine.apart_max),
-        "params": np.max(mine.apart),
-        "params_control": np.max(control.apart),
-    }
-    for what in ("loss", "params"):
-        found[f"{what}_tolerance"] = max(TOLERANCES[dtype], DRIFT * found[f"{what}_control"])
-    # Not `difference > tolerance`: NaN must fail.
-    found["agree"] = all(bool(found[what] <= found[f"{what}_tolerance"]) for what in ("loss", "params"))
-    return found
-
-
 def mean_delta(entries: dict[str, fnn.backprop.LayerRecord]) -> dict[str, float]:
     """The mean |delta| of each layer, delta being the gradient of the objective for the layer's output."""
     return {
@@ -254,128 +227,6 @@ def mean_delta(entries: dict[str, fnn.backprop.LayerRecord]) -> dict[str, float]
         for path, entry in entries.items()
         if entry.dy is not None
     }
-
-
-def side_by_side(result: dict[str, Any]) -> Table:
-    """The two trainings in two columns."""
-    table = Table(
-        "",
-        "jax.value_and_grad",
-        "by hand",
-        "by hand / jax",
-        title="\nSide by side (times: medians)",
-        title_justify="left",
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    losses = [result["curves"][name]["loss"][-1] for name in GRADIENTS]
-    total = result["data"]["test"]
-    counts = [result["test_correct"][name] for name in GRADIENTS]
-    table.add_row("test examples right", *(f"{count} of {total}" for count in counts))
-    table.add_row("test accuracy", *(f"{100 * count / total:.2f} %" for count in counts))
-    table.add_row("loss, last step", *(f"{loss:.6g}" for loss in losses))
-
-    def ratio(label: str, values: list[float], form: str, unit: float, quotient: float | None = None) -> None:
-        quotient = quotient or (values[1] / values[0] if values[0] else float("nan"))
-        table.add_row(label, *(form.format(v / unit) for v in values), f"{quotient:.3f}")
-
-    cost = [result["cost"][name] for name in GRADIENTS]
-    ratio(
-        "time per step",
-        [c["step_s"]["median"] for c in cost],
-        "{:.3f} ms",
-        1e-3,
-        result["step_ratio"]["median"],
-    )
-    ratio("temporary memory", [c["temp_bytes"] for c in cost], "{:.1f} kB", 1e3)
-    ratio("operations per step", [c["flops"] for c in cost], "{:.2f} Mflop", 1e6)
-    ratio("compiling, once", [c["compile_s"] for c in cost], "{:.2f} s", 1)
-    return table
-
-
-def verdict(result: dict[str, Any]) -> str:
-    """What was found, in words."""
-    found = result["agreement"]
-    if found["first_difference"] is None:
-        lines = [f"In {result['steps']} steps, no loss and no parameter differs in any bit."]
-    else:
-        lines = [
-            f"The first difference is at step {found['first_difference']} of {result['steps']}; at most, by step:",
-            f"  losses      {found['loss_abs']:.1e} apart, {found['loss']:.1e} of the first loss"
-            f" (tolerance {found['loss_tolerance']:.0e}, control {found['loss_control']:.0e})",
-            f"  parameters  {found['params_abs']:.1e} apart, {found['params']:.1e} of their norm"
-            f" (tolerance {found['params_tolerance']:.0e}, control {found['params_control']:.0e})",
-        ]
-    lines += [
-        f"[bold red]The checker found wrong gradients {when} training: {', '.join(bad)}.[/bold red]"
-        for when, report in result["checker"].items()
-        if (bad := [leaf["path"] for leaf in report["leaves"] if not leaf["passed"]])
-    ]
-    if not found["agree"]:
-        lines.append("[bold red]The two trainings came further apart than rounding explains.[/bold red]")
-    return "\n".join(
-        [
-            *lines,
-            "[bold green]They agree.[/bold green]" if result["agree"] else "[bold red]They do not agree.[/bold red]",
-        ]
-    )
-
-
-def draw(path: pathlib.Path, result: dict[str, Any]) -> None:
-    """The figure: the loss curves, the distance between the trainings, and each layer's agreement and delta."""
-    curves, dtype, found = result["curves"], result["config"]["dtype"], result["agreement"]
-    with figure(path, 11, 7.4) as fig:
-        (loss, apart), (arrays, layers) = fig.subplots(2, 2)
-        fig.suptitle(
-            f"One network trained twice on {result['data']['name']}: gradients by JAX's autodiff, and by hand "
-            f"({result['parameters']:,} parameters, {dtype})",
-            x=0.01,
-            ha="left",
-            fontweight="bold",
-        )
-        step = curves["step"]
-        loss.plot(step, curves[AUTODIFF]["loss"], color=SKY, linewidth=4, label="autodiff (jax.value_and_grad)")
-        loss.plot(step, curves[BACKPROP]["loss"], "--", color="black", linewidth=1.2, label="by hand (funcnn.backprop)")
-        percent = " and ".join(f"{100 * result['test_accuracy'][name]:.2f} %" for name in GRADIENTS)
-        loss.set(title=f"The loss curves lie on one another;\ntest accuracy {percent}", ylabel="training loss")
-
-        apart.axhline(found["params_tolerance"], color="black", linestyle=":", label="tolerance")
-        apart.plot(step, curves[CONTROL]["apart"], color=GRAY, label="control: autodiff, started one rounding away")
-        if found["first_difference"] is None:
-            apart.plot([], [], color=VERMILION, label="by hand: 0 at every step")
-            title = "By hand, every step has autodiff's parameters to the last bit"
-        else:
-            apart.plot(step, curves[BACKPROP]["apart"], color=VERMILION, label="by hand")
-            title = f"The parameters are at most {found['params']:.0e} of their norm apart"
-        apart.set(title=title, ylabel="distance from autodiff's parameters / norm")
-        for axes in (loss, apart):
-            axes.set(xlabel="step", yscale="log")
-        loss.legend()
-        apart.legend(loc="upper left", bbox_to_anchor=(0, 0.93))
-
-        eps = float(jnp.finfo(dtype).eps)
-        for when, color, shift in (("before", BLUE, -0.2), ("after", ORANGE, 0.2)):
-            leaves = result["checker"][when]["leaves"]
-            errors = np.array([float(leaf["error"]) for leaf in leaves]) / eps
-            places = np.arange(len(leaves)) + shift
-            arrays.barh(places, np.nan_to_num(errors), 0.4, color=color, label=f"{when} training")
-            arrays.set_yticks(
-                range(len(leaves)), [f"{leaf['path']}  {'x'.join(map(str, leaf['shape']))}" for leaf in leaves]
-            )
-            delta = result["delta"][when]
-            layers.plot(list(delta.values()), list(delta), "o-", color=color, label=f"{when} training")
-        arrays.set(
-            title="Gradients by hand and by autodiff differ by roundings",
-            xlabel=f"largest difference / largest entry, in roundings of {dtype}",
-        )
-        layers.set(
-            title="What passes back through the layers",
-            xlabel="mean |delta|, delta = gradient for the layer's output",
-            xscale="log",
-        )
-        for axes in (arrays, layers):
-            axes.invert_yaxis()
-            axes.legend()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -387,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.out.mkdir(parents=True, exist_ok=True)
     config = config.settled(data)
     with jax.enable_x64(config.dtype == "float64"), jax.default_matmul_precision("highest"):
-        result = run(config, data, Console())
+        result = run(config, data, record.console())
     path = config.out / f"backprop_vs_autodiff-{config.data}"
     again = record.command("experiments.backprop_vs_autodiff", argv)
     record.write(path.with_suffix(".json"), {"command": again, **record.environment(), **result})

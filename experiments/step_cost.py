@@ -15,7 +15,6 @@ import numpy as np
 import optax
 import rich.box
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 import funcnn as fnn
@@ -69,6 +68,8 @@ class Config:
         """Raises UsageError for values that no run can have."""
         if self.rounds < 1 or not 0 < self.block_ms < np.inf:
             raise record.UsageError("--rounds and --block-ms are positive")
+        if not 0 <= self.seed < 2**31:
+            raise record.UsageError(f"--seed is in 0 .. 2^31 - 1, got {self.seed}")
         if not self.dtypes:
             raise record.UsageError(f"--dtypes takes at least one of {', '.join(COLORS)}")
         if not any(self.only in name for name in CASES):
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.out.mkdir(parents=True, exist_ok=True)
     if config.smoke:
         config = dataclasses.replace(config, dtypes=config.dtypes[:1], only="128-10", rounds=3, block_ms=2)
-    console = Console()
+    console = record.console()
     jax.jit(lambda x: x + 1).lower(0.0).compile()  # the compiler starts up once, before anything is timed
     results = []
     for name, case in CASES.items():
@@ -93,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(as_table(results))
     console.print(verdict(results), highlight=False)
     path = config.out / ("step_cost-adam" if config.step else "step_cost")
-    about = {"command": record.command("experiments.step_cost", argv), **record.environment(), "config": config}
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
+    about = {"command": record.command("experiments.step_cost", argv), **record.environment(), "config": settings}
     record.write(
         path.with_suffix(".json"), {**about, "marks": {"time": TIME_MARK, "memory": MEMORY_MARK}, "results": results}
     )

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from funcnn.compose import WeightNoise, float_dtype
 from funcnn.description import Description
 from funcnn.layer import Key, Layer, Params, describe_params
 from funcnn.losses import Loss
 from funcnn.penalties import Penalty
+from funcnn.wrappers import WeightNoise, float_dtype
 
 Batch = Any  # (x, y) or (x, y, weight)
 LossFunction = Callable[[jax.Array, jax.Array], jax.Array]

@@ -7,9 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from funcnn.compose import leaf_names, select_leaves
 from funcnn.description import Description
 from funcnn.layer import Params, magnitude
+from funcnn.wrappers import leaf_names, select_leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Scaled(Penalty):
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale < math.inf:
-            raise ValueError(f"a penalty's scale is not negative, got {self.scale!r}")
+            raise ValueError(f"a penalty's scale is not negative, and finite, got {self.scale!r}")
         object.__setattr__(self, "leaves", leaf_names(self.leaves))
 
     def penalized(self, params: Params) -> list[jax.Array]:

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from funcnn import table
-from funcnn.compose import Combinator, Graph
+from funcnn.compose import Combinator
+from funcnn.graph import Graph
 from funcnn.layer import Layer, Shape, check_in_shape
 
 

@@ -37,7 +37,7 @@ def test_every_initialiser_of_jax_has_its_name():
 def test_float64_where_jax_has_it_and_never_weakly_typed(init: Initializer, dtype: str, key: jax.Array):
     w = draw(init, key, (2, 3))
     assert (w.shape, w.dtype, w.weak_type) == ((2, 3), dtype, False)
-    assert w[0, 0] == {0.1: np.dtype(dtype).type(0.1), 1: 1, "zeros": 0}.get(init, w[0, 0])  # type: ignore[call-overload]
+    assert w[0, 0] == {0.1: np.dtype(dtype).type(0.1), 1: 1, "zeros": 0}.get(init, w[0, 0])
 
 
 def test_a_function_is_called_with_key_shape_and_dtype(key: jax.Array):

@@ -352,9 +352,10 @@ def test_eager_is_jit_where_a_factor_may_overflow_on_its_way(name: str, rng: np.
     def summed(outputs: jax.Array) -> jax.Array:
         return jnp.sum(problem.loss(outputs, y))
 
+    eps, tiny = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
     eager, jitted = jax.grad(summed)(f), jax.jit(jax.grad(summed))(f)
     assert np.isfinite(eager).sum() > 200
-    np.testing.assert_allclose(eager, jitted, rtol=ULPS * np.finfo(np.float32).eps, atol=np.finfo(np.float32).tiny)
+    np.testing.assert_allclose(eager, jitted, rtol=ULPS * eps, atol=tiny)
 
 
 def test_the_kink_of_absolute_differences_has_the_gradient_0():

@@ -36,5 +36,5 @@ def figure(path: pathlib.Path, width: float, height: float) -> Iterator[Figure]:
         yield made
         drawn = io.BytesIO()
         made.savefig(drawn, dpi=110)
-        # A palette of 128 colours is a third of the bytes, and looks the same.
-        Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+        # A palette of 256 colours is a third of the bytes, and looks the same.
+        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)

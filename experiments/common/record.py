@@ -9,12 +9,14 @@ import math
 import os
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
 
 PACKAGES = ("funcnn", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
 
@@ -33,6 +35,11 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def console() -> Console:
+    """Where results are printed: as wide as the terminal, or 100 columns where there is none, as in a log."""
+    return Console(width=None if sys.stdout.isatty() else 100)
+
+
 def environment() -> dict[str, Any]:
     """Versions and device."""
     return {
@@ -44,7 +51,7 @@ def environment() -> dict[str, Any]:
             "kind": jax.devices()[0].device_kind,
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "system": platform.platform(),
+            "system": f"{platform.system()} {platform.machine()}",
         },
     }
 
@@ -56,7 +63,9 @@ def command(module: str, argv: Sequence[str] | None) -> str:
 
 def write(path: pathlib.Path, record: dict[str, Any]) -> None:
     """Writes a record as JSON; what JSON has no word for, NaN and infinity, as a string."""
-    path.write_text(json.dumps(_plain(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(_plain(record), indent=1, allow_nan=False)
+    text = re.sub(r"\[[^][{}]*\]", lambda numbers: " ".join(numbers[0].split()), text)  # a list of numbers: one line
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

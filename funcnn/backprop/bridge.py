@@ -44,8 +44,9 @@ class WithRules(Layer):
 
         def bwd(saved: Any, dy: Any) -> tuple[Params, Any, None]:
             values, residuals, key, need_dx = saved
+            shape, dtype = dy.shape, dy.dtype
             if isinstance(dy, jax.custom_derivatives.SymbolicZero):
-                dy = jnp.zeros(dy.shape, dy.dtype)
+                dy = jnp.zeros(shape, dtype)
             ctx = dataclasses.replace(root, key=key, delta=dy)
             return *ctx.bwd(Part(None, None, self.layer, values), residuals, dy, need_dx.value), None
 
@@ -62,7 +63,8 @@ def with_rules(net: Layer, rules: Rules = RULES) -> Layer:
 
     Returns:
         A layer with the parameters, outputs and shapes of `net`. `jax.grad`, `jax.vjp` and `jax.jacrev` of anything
-        that contains it run the rules (by `jax.custom_vjp`); forward mode (`jax.jvp`) is not defined for it.
+        that contains it run the rules (by `jax.custom_vjp`); forward mode (`jax.jvp`) is not defined for it. It is for
+        `jax.grad` only: under `backprop.value_and_grad` hand the rules to that instead.
 
     Raises:
         RuleError: (when differentiated) a layer has no rule.

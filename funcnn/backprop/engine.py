@@ -165,8 +165,8 @@ def record(
         extras: a pytree for each path whose rule asks for one.
 
     Returns:
-        A function `(params, batch, *, key=None, train=False) -> {path: LayerRecord}`, in forward order, an entry for each
-        layer that is not made of others; the path of a network that is one layer is "". Works under jit.
+        A function `(params, batch, *, key=None, train=False) -> {path: LayerRecord}`, in forward order, an entry for
+        each layer that is not made of others; the path of a network that is one layer is "". Works under jit.
 
     Raises:
         RuleError: the net, loss or penalty has no rule.

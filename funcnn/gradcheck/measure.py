@@ -11,11 +11,11 @@ import numpy as np
 
 from funcnn.backprop.engine import gradients
 from funcnn.backprop.rule import Context, Rule
-from funcnn.compose import Cast
 from funcnn.description import Description
 from funcnn.layer import Params
 from funcnn.losses import Loss
 from funcnn.objective import Objective
+from funcnn.wrappers import Cast
 
 # Steps h along a direction, in units of the array's root mean square. The differences' are so small that few kinks lie
 # within; the remainder's reach from where curvature is plain to where rounding ends it.
@@ -134,7 +134,7 @@ def measure(program: Any, point: Any, own: Any, directions: jax.Array, c: jax.Ar
     pulled = {path: jnp.full(v.shape, jnp.nan) if path in problems else pulled[path] for path, v in arrays.items()}
     terms = jnp.sum(jnp.abs(f * rest[0])) if objective.loss is INNER else 0.0  # of the sum that the cost is
 
-    flat, unravel = jax.flatten_util.ravel_pytree(arrays)
+    _, unravel = jax.flatten_util.ravel_pytree(arrays)
     flat_g, flat_a, flat_pulled = (jax.flatten_util.ravel_pytree(tree)[0] for tree in (g, a, pulled))
     owner = jax.flatten_util.ravel_pytree({path: jnp.full(v.shape, i) for i, (path, v) in enumerate(arrays.items())})[0]
     units = jnp.stack([jnp.sqrt(jnp.mean(jnp.square(v))) for v in arrays.values()])

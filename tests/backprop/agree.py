@@ -26,7 +26,7 @@ TOLERANCES = {
 STEP = 1e-5  # of the central differences
 
 
-def assert_agree(got: Any, want: Any, tolerance: float) -> None:
+def assert_agree(got: Any, want: Any, within: float) -> None:
     """Raises unless the trees have one structure and their leaves one shape, one dtype, and numbers that agree.
 
     Both sides are finite, and a leaf of zeros agrees with exact zeros only.
@@ -44,7 +44,7 @@ def assert_agree(got: Any, want: Any, tolerance: float) -> None:
             gap, size = (float(np.max(np.abs(a))) for a in (np.asarray(g) - np.asarray(w), np.asarray(w)))
             # Below this the dtype has no relative accuracy left to compare.
             floor = float(jnp.finfo(jnp.result_type(w)).tiny / jnp.finfo(jnp.result_type(w)).eps)
-            assert gap <= tolerance * max(size, floor), f"{where}: {gap / max(size, floor):.1e} of {size:.1e}"
+            assert gap <= within * max(size, floor), f"{where}: {gap / max(size, floor):.1e} of {size:.1e}"
 
 
 def draw_like(rng: np.random.Generator, tree: Any) -> Any:
@@ -57,6 +57,11 @@ def draw_layer(rng: np.random.Generator, layer: fnn.Layer, in_shape: tuple[int, 
     params = draw_params(jax.random.key(rng.integers(2**31)), layer, in_shape)
     x, dy = (rng.normal(size=(*batch, *shape)) for shape in (in_shape, layer.out_shape(in_shape)))
     return params, jnp.asarray(x), jnp.asarray(dy)
+
+
+def tolerance(objective: fnn.Objective, dtype: str) -> float:
+    """For a network run in `dtype`, parts of which may be cast to float32."""
+    return TOLERANCES["float32" if "Cast" in repr(objective) else dtype]
 
 
 def inner(a: Any, b: Any) -> jax.Array:

@@ -10,6 +10,7 @@ import pytest
 
 import funcnn as fnn
 from experiments import backprop_vs_autodiff as job
+from experiments._twins import compare_curves
 from experiments.common import record
 from experiments.common.training import Curve
 
@@ -133,9 +134,9 @@ def test_one_bad_step_is_enough_to_disagree(field: str, bad: float) -> None:
     fine = Curve(loss=np.full(5, 1.0), apart=np.zeros(5), apart_max=np.zeros(5))
     spoiled = fine._replace(**{field: np.where(np.arange(5) == 3, getattr(fine, field) + bad, getattr(fine, field))})
     same = {"autodiff": fine, "backprop": fine, "control": fine}
-    assert job.compare_curves(same, "float32")["agree"]
-    assert job.compare_curves(same, "float32")["first_difference"] is None
-    found = job.compare_curves({**same, "backprop": spoiled}, "float32")
+    assert compare_curves(same, "float32")["agree"]
+    assert compare_curves(same, "float32")["first_difference"] is None
+    found = compare_curves({**same, "backprop": spoiled}, "float32")
     assert not found["agree"]
     assert found["first_difference"] == 4
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from funcnn import penalties
 from funcnn.backprop.rule import AUTODIFF_PENALTY, Context, Rule
-from funcnn.compose import select_leaves
 from funcnn.layer import Params
+from funcnn.wrappers import select_leaves
 
 
 def on_leaves(slope: Callable[[Any, jax.Array], jax.Array]) -> Rule:

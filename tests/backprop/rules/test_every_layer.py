@@ -86,4 +86,4 @@ def test_the_parameters_gradient_is_the_same_whether_the_inputs_is_wanted_or_not
         _, residuals = rule.fwd(problem.layer, params, x, ctx)
         return [rule.bwd(problem.layer, params, residuals, dy, c)[0] for c in (ctx, less)]
 
-    assert_agree(*both(*draw_layer(rng, *problem, 6)), TOLERANCES["float32"])
+    assert_agree(*both(*draw_layer(rng, *problem, 6)), within=TOLERANCES["float32"])
