@@ -203,7 +203,7 @@ class Extreme(NamedTuple):
 
 EXTREMES = {
     "squared_error": Extreme(losses.squared_error, exact_squared, 3, "real"),
-    "mse": Extreme(losses.mse, exact_mse, 3, "real"),
+    "mse": Extreme(losses.mse, exact_mse, 8, "real"),
     "mae": Extreme(losses.mae, exact_mae, 3, "real"),
     "gaussian_nll": Extreme(losses.gaussian_nll, exact_gaussian, 3, "real"),
     "gaussian_nll-wide": Extreme(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import textwrap
 from typing import Any
 
 from funcnn import table
@@ -103,26 +104,25 @@ class Report:
         )
 
     def _table(self) -> table.Table:
-        columns = (
-            "array",
-            "shape",
-            "dtype",
-            "g - jax.grad",
-            "ULPs",
-            "in float64",
-            "g - difference",
-            "slope",
-            "adjoint",
-        )
-        judged_in = ("structure", None, None, "error", None, "error64", "difference", "slope", "adjoint", None)
+        # What is judged, by column; a failed one is marked.
+        columns = {
+            "array": "structure",
+            "shape": None,
+            "g - jax.grad": "error",
+            "ULPs": None,
+            "in float64": "error64",
+            "g - difference": "difference",
+            "slope": "slope",
+            "adjoint": "adjoint",
+            "verdict": None,
+        }
         rows, wrong = [], set()
         for i, leaf in enumerate(self.leaves):
             cells = (
                 leaf.path,
                 "x".join(map(str, leaf.shape)) or "scalar",
-                leaf.dtype,
                 _number(leaf.error),
-                f"{leaf.ulps:.1f}",
+                f"{leaf.ulps:.1f}" if leaf.ulps < 1000 else _number(leaf.ulps),
                 _number(leaf.error64),
                 _number(leaf.difference),
                 "exact" if leaf.slope is None else f"{leaf.slope:.2f}",
@@ -130,16 +130,17 @@ class Report:
                 ("FAIL" if leaf.failures else "ok") + (" at a kink" if leaf.kink else ""),
             )
             rows.append(cells)
-            wrong |= {(i, j) for j, name in enumerate(judged_in) if name in leaf.failures}
+            wrong |= {(i, j) for j, judged in enumerate(columns.values()) if judged in leaf.failures}
             wrong |= {(i, 0), (i, len(cells) - 1)} if leaf.failures else set()
-        dtypes = sorted({TOLERANCES[leaf.dtype] for leaf in self.leaves})
-        limits = ("limit", "", "", *(" or ".join(f"{v:.0e}" for v in dtypes),), "", f"{TOLERANCES['float64']:.0e}")
-        rows.append((*limits, f"{DIFFERENCE_TOLERANCE:.0e} + bar", f">= {SLOPE_LIMIT}", f"{ADJOINT_TOLERANCE:.0e}", ""))
+        dtypes = sorted({leaf.dtype for leaf in self.leaves})
+        errors = " or ".join(f"{TOLERANCES[dtype]:.0e}" for dtype in dtypes)
+        limits = (errors, "", f"{TOLERANCES['float64']:.0e}", f"{DIFFERENCE_TOLERANCE:.0e} + bar", f">= {SLOPE_LIMIT}")
+        rows.append(("limit", "", *limits, f"{ADJOINT_TOLERANCE:.0e}", ""))
         reasons = [f"{leaf.path}: {leaf.structure}" for leaf in self.leaves if leaf.structure != "ok"]
         bad = "; ".join([f"{leaf.path} ({', '.join(leaf.failures)})" for leaf in self.failed] + reasons)
         return table.Table(
-            title=f"Hand-written gradients g of {self.subject}",
-            columns=(*columns, "verdict"),
+            title=textwrap.shorten(f"Gradients g by hand, {' and '.join(dtypes)}, of {self.subject}", 120, placeholder=" ..."),
+            columns=tuple(columns),
             rows=tuple(rows),
             wrong=frozenset(wrong),
             caption=f"FAILED: {bad}" if bad else f"passed: all {len(self.leaves)} arrays",

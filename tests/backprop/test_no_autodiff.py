@@ -81,9 +81,8 @@ def uses(source: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in DIFFERENTIATION and _root(node) in ours:
             found.append(f"{node.lineno}: {ast.unparse(node)}")
-        called = node.func if isinstance(node, ast.Call) else None
-        if isinstance(called, ast.Name) and called.id in ("getattr", "__import__", "eval", "exec", "import_module"):
-            found.append(f"{node.lineno}: {ast.unparse(node)}")
+        if isinstance(node, ast.Name) and node.id in ("getattr", "__import__", "eval", "exec", "import_module"):
+            found.append(f"{node.lineno}: {node.id}")
     return sorted(found)
 
 

@@ -12,8 +12,8 @@ from tests.problems import NETWORKS
 
 STEPS = 100
 # The largest difference within a leaf of parameters up to that step, divided by the leaf's largest number. The first
-# step differs by roundings (1e-16 or 6e-8); each further one passes the differences on and adds its own, and Adam, which
-# divides by the gradient's size, enlarges those of small gradients. Ten times what was seen.
+# step differs by roundings (1e-16 or 6e-8); each further one passes the differences on and adds its own, and Adam,
+# which divides by the gradient's size, enlarges those of small gradients. Ten times what was seen.
 TOLERANCES = {("float64", 10): 1e-13, ("float64", 100): 1e-11, ("float32", 10): 1e-5, ("float32", 100): 1e-3}
 OPTIMIZERS = {"adam": optax.adam(1e-2), "momentum": optax.sgd(0.05, momentum=0.9)}
 
