@@ -393,7 +393,9 @@ class SoftmaxCrossEntropy(ClassLoss):
     def per_example(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         y = self.distribution(outputs, targets)
         top = jax.lax.stop_gradient(jnp.max(outputs, axis=-1, keepdims=True))
-        log_sum = jnp.log(jnp.sum(jnp.exp(outputs - top), axis=-1))  # log sum_j exp(z_j) less the top logit
+        # log sum_j exp(z_j) less the top logit. The sum is K at most, which may be more than float16 holds.
+        wide = jnp.promote_types(outputs.dtype, jnp.float32)
+        log_sum = jnp.log(jnp.sum(jnp.exp(outputs - top), axis=-1, dtype=wide)).astype(outputs.dtype)
         # Half the distance from the top logit is finite for all finite logits, where the distance may overflow.
         half = jnp.where(y == 0, 0, y * (top / 2 - outputs / 2))
         return _sum(jnp.sum(y, axis=-1) * log_sum + 2 * jnp.sum(half, axis=-1))

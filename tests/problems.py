@@ -104,7 +104,7 @@ each_batched_layer = pytest.mark.parametrize("problem", BATCHED.values(), ids=BA
 
 
 class LossProblem(NamedTuple):
-    """A loss, the shape of one output, and what its targets are: "real", "unit" (in [0, 1]), "sign", "label", "soft"."""
+    """A loss, the shape of one output, and what its targets are: see `draw_targets`."""
 
     loss: losses.Loss
     out_shape: tuple[int, ...]

@@ -21,6 +21,9 @@ PUBLIC = ["funcnn", "funcnn.backprop", "funcnn.data", "funcnn.gradcheck", "funcn
 NO_EXAMPLE = {
     "funcnn.LayerError",
     "funcnn.Activation",
+    "funcnn.BatchError",
+    "funcnn.Combinator",
+    "funcnn.Part",
     "funcnn.losses.Loss",
     "funcnn.losses.LossError",
     "funcnn.losses.ClassLoss",

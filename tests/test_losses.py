@@ -358,6 +358,14 @@ def test_eager_is_jit_where_a_factor_may_overflow_on_its_way(name: str, rng: np.
     np.testing.assert_allclose(eager, jitted, rtol=ULPS * eps, atol=tiny)
 
 
+def test_log_variances_of_both_signs_may_overflow_on_the_way_to_their_sum():
+    """Where every mean is right, sum_k s_k / 2 is all; two numbers of the dtype's end on one side are too many."""
+    end = float(np.finfo(np.float32).max)
+    f = jnp.array([[1.0] * 4 + [end, end, end, -end], [1.0] * 4 + [-end, -end, -end, end]])
+    values = jax.jit(losses.gaussian_nll(variance="learned"))(f, jnp.ones((2, 4)))
+    np.testing.assert_allclose(values, [end, -end], rtol=1e-6)  # float32
+
+
 def test_the_kink_of_absolute_differences_has_the_gradient_0():
     f, y = jnp.array([[1.0, 2.0, -3.0]]), jnp.array([[1.0, 0.0, 0.0]])
     np.testing.assert_array_equal(jax.grad(lambda a: losses.mae(a, y)[0])(f) * 3, [[0, 1, -1]])
@@ -411,6 +419,11 @@ def test_labels_of_every_integer_dtype(dtype_name: str):
     labels = jnp.full((2,), 7, dtype_name)
     np.testing.assert_allclose(jax.jit(losses.softmax_cross_entropy)(z, labels), expected, rtol=1e-5)  # float32
     np.testing.assert_array_equal(jax.jit(losses.nll)(z, labels), -z[:, 7])
+
+
+def test_more_classes_than_float16_counts():
+    loss = jax.jit(losses.softmax_cross_entropy)(jnp.zeros((1, 100_000), jnp.float16), jnp.array([3]))
+    np.testing.assert_allclose(loss.astype(jnp.float32), math.log(100_000), rtol=1e-3)  # float16 has 11 bits
 
 
 def test_signed_and_unsigned_targets_say_the_same():

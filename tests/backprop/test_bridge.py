@@ -10,7 +10,7 @@ import funcnn as fnn
 from funcnn import backprop
 from funcnn.backprop import RULES, Rule
 from tests.backprop.agree import TOLERANCES, assert_agree, draw_layer
-from tests.problems import NETWORKS, each_network
+from tests.problems import NETWORKS
 
 NET = fnn.Serial(fnn.Dense(4), fnn.Tanh(), fnn.Dropout(0.4), fnn.Dense(2))
 TANH = fnn.Serial(fnn.Dense(3), fnn.Tanh(), fnn.Dense(2))
@@ -26,8 +26,11 @@ def doubled(kind: type[fnn.Layer]) -> backprop.Rules:
     return RULES | {kind: Rule(rule.fwd, bwd)}
 
 
-@each_network
-def test_under_jax_grad_it_is_the_network(problem, key: jax.Array):
+@pytest.mark.parametrize(
+    "name", ["relu-mlp-l1-l2", "maxout-mlp", "rbf-network", "image-prelu-net", "graph-shared", "noisy"]
+)
+def test_under_jax_grad_it_is_the_network(name: str, key: jax.Array):
+    problem = NETWORKS[name]
     params, batch = problem.draw(key)
     objective = problem.objective.replace(net=backprop.with_rules(problem.objective.net))
 
@@ -66,9 +69,6 @@ TRANSFORMED = {
     "grad of checkpoint": lambda loss: jax.grad(jax.checkpoint(loss)),
     "vmap over examples": lambda loss: (
         lambda params, x, key: jax.vmap(jax.grad(loss), (None, 0, None))(params, x[:, None], key)
-    ),
-    "jacobian": lambda loss: jax.jacrev(
-        lambda params, x, key: jnp.stack([loss(params, x, key), loss(params, 2 * x, key)])
     ),
 }
 

@@ -259,15 +259,12 @@ def test_every_loss(problem, key: jax.Array):
 @pytest.mark.usefixtures("no_autodiff")
 @pytest.mark.parametrize("problem", NETWORKS.values(), ids=NETWORKS.keys())
 def test_every_network(problem, key: jax.Array):
-    """With its loss and its penalty, in training, recorded too."""
+    """With its loss and its penalty, in training; and its record."""
     params, batch = problem.draw(key)
-
-    @jax.jit
-    def run(params, batch):
-        value, grads = backprop.value_and_grad(problem.objective)(params, batch, key=key, train=True)
-        return value, grads, backprop.record(problem.objective)(params, batch, key=key, train=True)
-
-    value, grads, record = run(params, batch)
+    in_training = {"key": key, "train": True}
+    run = backprop.value_and_grad(problem.objective)
+    value, grads = jax.jit(lambda *args: run(*args, **in_training))(params, batch)
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    record = jax.eval_shape(lambda *args: backprop.record(problem.objective)(*args, **in_training), params, batch)
     assert not any(entry.autodiff for entry in record.values())

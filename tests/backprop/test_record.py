@@ -9,7 +9,7 @@ import funcnn as fnn
 from funcnn import backprop
 from funcnn.backprop import RULES, Rules
 from tests.backprop.agree import TOLERANCES, assert_agree, draw_layer
-from tests.problems import NETWORKS, each_network
+from tests.problems import NETWORKS
 
 LAYERS = (fnn.Dense(5), fnn.Tanh(), fnn.Dropout(0.3), fnn.Maxout(4, 2), fnn.Prelu(), fnn.Dense(2))
 SERIAL = fnn.Objective(fnn.Serial(*LAYERS), fnn.losses.squared_error, fnn.penalties.l2(0.1))
@@ -70,8 +70,9 @@ def test_in_a_graph_delta_is_the_sum_over_the_uses(rng: np.random.Generator):
     assert_agree(record["left/0"].dx, record["left/0"].dy * (1 - record["left/0"].y ** 2), TOLERANCES["float32"])
 
 
-@each_network
-def test_the_entries_fit_the_layers_and_make_up_the_gradient(problem, key: jax.Array):
+@pytest.mark.parametrize("name", ["residual-tower", "graph-shared", "image-prelu-net", "noisy"])
+def test_the_entries_fit_the_layers_and_make_up_the_gradient(name: str, key: jax.Array):
+    problem = NETWORKS[name]
     params, batch = problem.draw(key)
     objective = problem.objective.replace(penalty=None)
     entries, grads = jax.jit(lambda *a: (backprop.record(objective)(*a), jax.grad(objective)(*a)))(params, batch)
@@ -90,9 +91,9 @@ def test_paths_name_the_way_in(key: jax.Array):
         *("0", "1/body/0", "1/body/1", "1/shortcut", "2/body/0", "2/body/1", "2/shortcut", "3/0", "3/1", "4")
     ]
     params, batch = NETWORKS["linear-regression"].draw(key)
-    assert list(backprop.record(NETWORKS["linear-regression"].objective)(params, batch)) == [""]
+    assert list(jax.eval_shape(backprop.record(NETWORKS["linear-regression"].objective), params, batch)) == [""]
     params, batch = NETWORKS["noisy"].draw(key)  # weight noise has no step of its own in a path
-    assert list(backprop.record(NETWORKS["noisy"].objective)(params, batch)) == ["0", "1", "2", "3", "4"]
+    assert list(jax.eval_shape(backprop.record(NETWORKS["noisy"].objective), params, batch)) == list("01234")
 
 
 def test_where_autodiff_stood_in_the_entry_says_so(rng: np.random.Generator):
