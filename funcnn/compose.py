@@ -83,6 +83,7 @@ def check_layers(owner: str, layers: tuple[Any, ...]) -> None:
     for i, layer in enumerate(layers):
         if not isinstance(layer, Layer):
             hint = " (an instance, with parentheses)" if isinstance(layer, type) else ""
+            hint = " (each an argument: Serial(*layers))" if isinstance(layer, tuple | list) else hint
             raise LayerError(
                 f"{owner} is made of layers{hint}, and its number {i} is {layer!r}; "
                 "a bare pair of functions becomes one by fnn.lift(init, apply)"
@@ -90,7 +91,7 @@ def check_layers(owner: str, layers: tuple[Any, ...]) -> None:
 
 
 def _check_tuple(owner: Layer, params: Params, count: int) -> None:
-    if not isinstance(params, tuple | list) or len(params) != count:
+    if type(params) is not tuple or len(params) != count:
         raise LayerError(
             f"{type(owner).__name__} of {count} layers needs a tuple of {count} entries, one a layer, got "
             f"{describe_params(params)}; are they another network's? Make them with net.init(key, x.shape[1:])"
@@ -99,7 +100,7 @@ def _check_tuple(owner: Layer, params: Params, count: int) -> None:
 
 def check_names(owner: Layer, params: Params, names: tuple[str, ...]) -> None:
     """Raises unless `params` is a dict with just these entries."""
-    if not isinstance(params, dict) or params.keys() != set(names):
+    if type(params) is not dict or params.keys() != set(names):
         raise LayerError(
             f"{type(owner).__name__} needs a dict with the entries {list(names)}, got {describe_params(params)}; "
             "are they another network's? Make them with net.init(key, x.shape[1:])"

@@ -24,6 +24,13 @@ class Description:
 
     starred: ClassVar[str | None] = None  # the one field that the constructor takes as *args, if any
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        own = cls.__dict__
+        if "__dataclass_fields__" not in own and ("__init__" in own or own.get("__annotations__")):
+            # It would compare by what its base holds: two that differ would be equal, and share compiled programs.
+            raise TypeError(f"{cls.__name__} is no dataclass: put @dataclasses.dataclass(frozen=True) above the class")
+        return super().__new__(cls)
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # @dataclass writes a long repr into each subclass that has none of its own: give it ours first.

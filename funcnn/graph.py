@@ -26,6 +26,7 @@ from funcnn.layer import (
     Shape,
     at,
     check_in_shape,
+    check_no_params,
 )
 
 INPUT = "input"  # the name of a Graph's own input among its nodes
@@ -121,6 +122,10 @@ class Graph(Combinator):
 
     def parts(self, params: Params) -> tuple[Part, ...]:
         check_names(self, params, tuple(name for name, _ in self.nodes))
+        for name, node in self.nodes:
+            if node.params_of:
+                with at(name):
+                    check_no_params(node.layer, params[name])
         return tuple(
             Part(i, name, node.layer, params[node.params_of or name]) for i, (name, node) in enumerate(self.nodes)
         )
@@ -163,6 +168,8 @@ def _as_node(name: Any, node: Any) -> Node:
 def _checked_order(pairs: tuple[tuple[str, Node], ...], output: str) -> tuple[tuple[str, Node], ...]:
     """The nodes in forward order (a node after its inputs; else as given), or the error that says what is wrong."""
     nodes = dict(pairs)
+    if bad := [name for name in nodes if not name or "/" in name]:
+        raise LayerError(f"Graph's names are steps in a path, not empty and without '/', got {bad}")
     if len(nodes) != len(pairs) or INPUT in nodes:
         raise LayerError(f"Graph's nodes have names of their own, and none is called {INPUT!r}, the graph's input")
     if output not in nodes:

@@ -76,7 +76,13 @@ def draw(init: Initializer, key: Key, shape: Shape) -> jax.Array:
     if isinstance(init, int | float):
         return jnp.full(shape, init, dtype)
     if callable(init):
-        return init(key, shape, dtype)
+        drawn = init(key, shape, dtype)
+        if getattr(drawn, "shape", None) != tuple(shape):
+            raise TypeError(
+                f"an initialiser is a function (key, shape, dtype) -> array of that shape; {init!r} gave {drawn!r}; "
+                'one of jax.nn.initializers is made first, he_normal(), or named, "he_normal"'
+            )
+        return drawn
     named = Init(init) if isinstance(init, str) else init
     found = getattr(jax.nn.initializers, named.name)
     return (found if named.name in _PLAIN else found(**dict(named.options)))(key, shape, dtype)

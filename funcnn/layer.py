@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from funcnn.description import Description
 
@@ -142,6 +143,13 @@ def fold(key: Key | None, index: int | None) -> Key | None:
     return key if key is None or index is None else jax.random.fold_in(key, index)
 
 
+def check_train(train: bool) -> bool:
+    """`train`, or the error that says that it cannot be traced."""
+    if isinstance(train, Tracer):
+        raise TypeError("train is a Python bool, and jit traced it: use jax.jit(function, static_argnames='train')")
+    return train
+
+
 def need_key(key: Key | None, layer: Layer) -> Key:
     """`key`, or the error that says that `train=True` needs one."""
     if key is None:
@@ -166,7 +174,8 @@ def check_params(layer: Layer, params: Params, shapes: dict[str, Shape]) -> None
     """Raises unless `params` is a dict of arrays with just these names and shapes (-1: any length)."""
     want = "{" + ", ".join(f"{name!r}: {str(shape).replace('-1', 'any')}" for name, shape in shapes.items()) + "}"
     got = describe_params(params)
-    good = isinstance(params, dict) and params.keys() == shapes.keys()
+    good = type(params) is dict and params.keys() == shapes.keys()
+    good = good and all(hasattr(leaf, "dtype") for leaf in params.values())
     for name, shape in shapes.items() if good else ():
         have = np.shape(params[name])
         good &= len(have) == len(shape) and all(d in (-1, h) for d, h in zip(shape, have, strict=True))
@@ -177,11 +186,50 @@ def check_params(layer: Layer, params: Params, shapes: dict[str, Shape]) -> None
         )
 
 
+def check_no_params(layer: Layer, params: Params) -> None:
+    """Raises unless `params` is `()`, what a layer without parameters holds."""
+    if not (isinstance(params, tuple) and not params):
+        raise LayerError(
+            f"{layer!r} has no parameters, so its entry is (), got {describe_params(params)}; "
+            "are these another network's? Make them with net.init(key, x.shape[1:])"
+        )
+
+
+def check_count(layer: Layer, name: str, count: int) -> None:
+    """Raises unless `count`, the field `name`, is a positive integer; one of NumPy becomes Python's."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise LayerError(f"{type(layer).__name__}'s {name} is a positive integer, got {count!r}")
+    object.__setattr__(layer, name, int(count))
+
+
+def last_axis(layer: Layer, in_shape: Shape) -> int:
+    """D, the length of the last axis of one example."""
+    if not check_in_shape(in_shape):
+        raise LayerError(f"{layer!r} maps an example's last axis, and an example of shape () has none: use (1,)")
+    return in_shape[-1]
+
+
+def check_last_axis(layer: Layer, x: jax.Array, width: int) -> None:
+    """Raises unless the last axis of `x` has length `width`, that of the parameters."""
+    if not jnp.shape(x) or jnp.shape(x)[-1] != width:
+        raise LayerError(
+            f"{layer!r} has parameters for inputs of shape (..., {width}) and got x of shape {jnp.shape(x)}; "
+            f"give x a last axis of {width}, or make parameters with net.init(key, x.shape[1:])"
+        )
+
+
+def float_dtype(x: jax.Array) -> Any:
+    """The dtype of x, or JAX's default floating dtype where x holds integers, such as the bytes of an image."""
+    return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)
+
+
 def describe_params(params: Params) -> str:
     """A short text of a parameter tree for messages: names and shapes."""
     if isinstance(params, dict):
         return "{" + ", ".join(f"{k!r}: {describe_params(v)}" for k, v in params.items()) + "}"
-    if isinstance(params, tuple | list):
+    if isinstance(params, list):
+        return "[" + ", ".join(map(describe_params, params)) + "]"
+    if isinstance(params, tuple):
         return "(" + ", ".join(map(describe_params, params)) + ("," if len(params) == 1 else "") + ")"
     return f"{params.dtype.name}{list(params.shape)}" if hasattr(params, "dtype") else repr(params)
 

@@ -325,6 +325,7 @@ class ClassLoss(Loss):
         if targets.shape != outputs.shape[:-1]:
             raise LossError(
                 f"{self!r} takes labels {outputs.shape[:-1]} or one-hot targets {outputs.shape}, got {targets.shape}"
+                + ("; use y[..., 0]" if targets.shape == (*outputs.shape[:-1], 1) else "")
             )
         if not jnp.issubdtype(targets.dtype, jnp.integer):
             raise LossError(
@@ -338,7 +339,10 @@ class ClassLoss(Loss):
         bad = ~((targets >= 0) & (targets < classes)) if labels else ~(targets >= 0)
         if bad.any():
             wanted = f"labels in 0..{classes - 1}" if labels else "targets that are not negative"
-            raise LossError(f"{self!r} takes {wanted}, got {targets[bad][0]} at {_where(bad)}")
+            raise LossError(
+                f"{self!r} takes {wanted} for outputs {outputs.shape}, got {targets[bad][0]} at {_where(bad)}"
+                + ("; give the network more outputs, or correct the labels" if labels else "")
+            )
 
     def distribution(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         """The targets as (N, ..., K) in the outputs' dtype: one-hot rows for labels; NaN for one that is no class."""
@@ -394,7 +398,7 @@ class SoftmaxCrossEntropy(ClassLoss):
         y = self.distribution(outputs, targets)
         top = jax.lax.stop_gradient(jnp.max(outputs, axis=-1, keepdims=True))
         # log sum_j exp(z_j) less the top logit. The sum is K at most, which may be more than float16 holds.
-        wide = jnp.promote_types(outputs.dtype, jnp.float32)
+        wide = outputs.dtype if outputs.dtype.itemsize >= 4 else jnp.dtype("float32")
         log_sum = jnp.log(jnp.sum(jnp.exp(outputs - top), axis=-1, dtype=wide)).astype(outputs.dtype)
         # Half the distance from the top logit is finite for all finite logits, where the distance may overflow.
         half = jnp.where(y == 0, 0, y * (top / 2 - outputs / 2))

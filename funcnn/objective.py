@@ -11,10 +11,10 @@ import numpy as np
 from jax.core import Tracer
 
 from funcnn.description import Description
-from funcnn.layer import Key, Layer, Params, describe_params
+from funcnn.layer import Key, Layer, Params, describe_params, float_dtype
 from funcnn.losses import Loss
 from funcnn.penalties import Penalty
-from funcnn.wrappers import WeightNoise, float_dtype
+from funcnn.wrappers import WeightNoise
 
 Batch = Any  # (x, y) or (x, y, weight)
 LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
@@ -63,10 +63,14 @@ class Objective(Description):
     def __post_init__(self) -> None:
         if not isinstance(self.net, Layer):
             raise TypeError(f"Objective's net is a layer, got {self.net!r}")
-        if not callable(self.loss):
+        if not callable(self.loss) or isinstance(self.loss, type):
             raise TypeError(f"Objective's loss is a function (outputs, targets) -> (N,), got {self.loss!r}")
-        if not (self.penalty is None or callable(self.penalty)):
-            raise TypeError(f"Objective's penalty is a function of the parameters or None, got {self.penalty!r}")
+        if self.penalty is not None and (not callable(self.penalty) or isinstance(self.penalty, type)):
+            raise TypeError(
+                f"Objective's penalty is a function of the parameters, such as penalties.l2(1e-4), got {self.penalty!r}"
+            )
+        if not (self.aux is None or callable(self.aux)):
+            raise TypeError(f"Objective's aux is a function (outputs, batch) -> pytree, got {self.aux!r}")
 
     def __call__(self, params: Params, batch: Batch, *, key: Key | None = None, train: bool = False) -> Any:
         x, targets, weight = unpack(batch)
@@ -75,7 +79,9 @@ class Objective(Description):
         check_losses(self.loss, values, outputs)
         value = weighted_mean(values, weight)
         if self.penalty is not None:
-            value = value + jnp.asarray(self.penalty(params), value.dtype)
+            penalty = self.penalty(params)
+            check_penalty(self.penalty, penalty)
+            value = value + jnp.asarray(penalty, value.dtype)
         return value if self.aux is None else (value, self.aux(outputs, batch))
 
 
@@ -83,7 +89,7 @@ def unpack(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """(x, y, weight or None) of a batch, checked for form and shape."""
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise BatchError(f"a batch is (x, y) or (x, y, weight), got {describe_params(batch)}")
-    x, y, *rest = map(jnp.asarray, batch)
+    x, y, *rest = (jnp.asarray(array) for array in batch if array is not None)
     weight = rest[0] if rest else None
     if not x.ndim or not x.shape[0]:
         raise BatchError(f"the batch is empty: x has shape {x.shape}, where (N, ...) with N > 0 is needed")
@@ -96,11 +102,19 @@ def unpack(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
 
 def check_losses(loss: LossFunction, values: jax.Array, outputs: jax.Array) -> None:
     """Raises unless the loss gave one number per example."""
+    if not jnp.issubdtype(jnp.result_type(values), jnp.floating):
+        raise BatchError(f"a loss gives floating numbers, and {loss!r} gave {jnp.result_type(values)}")
     if jnp.shape(values) != outputs.shape[:1]:
         raise BatchError(
             f"a loss gives one number per example, and {loss!r} gave shape {jnp.shape(values)} for outputs "
             f"{outputs.shape}; leave the mean over the examples to Objective"
         )
+
+
+def check_penalty(penalty: Any, value: Any) -> None:
+    """Raises unless the penalty gave one number."""
+    if jnp.shape(value) != ():
+        raise BatchError(f"a penalty gives one number, and {penalty!r} gave shape {jnp.shape(value)}")
 
 
 def mean_weights(values: jax.Array, weight: jax.Array | None) -> jax.Array:
@@ -136,7 +150,15 @@ def weight_noise(std: float, leaves: tuple[str, ...] | None = ("w",)) -> Callabl
 
     Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 7.5; Graves (2011).
     """
-    return lambda objective: objective.replace(net=WeightNoise(objective.net, std, leaves))
+
+    def transform(objective: Objective) -> Objective:
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                f"weight_noise(std) transforms an Objective, got {objective!r}; a layer: WeightNoise(layer)"
+            )
+        return objective.replace(net=WeightNoise(objective.net, std, leaves))
+
+    return transform
 
 
 def validate(objective: Objective, params: Params, batch: Batch) -> None:
@@ -158,6 +180,8 @@ def validate(objective: Objective, params: Params, batch: Batch) -> None:
         >>> params = objective.net.init(jax.random.key(0), (3,))
         >>> fnn.validate(objective, params, (jnp.ones((4, 3)), jnp.array([0, 1, 1, 0])))
     """
+    if not isinstance(objective, Objective):
+        raise TypeError(f"validate takes an Objective, its parameters and a batch, got {objective!r}")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, batch))):
         raise TypeError("validate looks at values, and these are traced: call it outside jit")
     x, y, weight = unpack(batch)

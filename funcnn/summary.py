@@ -95,6 +95,7 @@ def summary(net: Layer, in_shape: Shape) -> Summary:
         total                    50          40
     """
     in_shape = check_in_shape(in_shape)
+    net.out_shape(in_shape)  # raises where parts do not fit together
     return Summary(in_shape, tuple(_rows(net, in_shape, ())))
 
 

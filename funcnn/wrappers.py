@@ -17,7 +17,9 @@ from funcnn.layer import (
     LayerError,
     Params,
     Shape,
+    check_train,
     describe_params,
+    float_dtype,
     need_key,
 )
 
@@ -110,7 +112,7 @@ class WeightNoise(Combinator):
 
     def perturb(self, params: Params, key: Key | None, train: bool) -> Params:
         """The parameters with noise added; the same for the same key."""
-        if not (train and self.std):
+        if not (check_train(train) and self.std):
             return params
         # Index 1: the key folded with 0 is the wrapped layer's own.
         noise_key = jax.random.fold_in(need_key(key, self), 1)
@@ -153,8 +155,3 @@ def select_leaves(params: Params, names: tuple[str, ...] | None, owner: Any) -> 
 def cast(params: Params, dtype: Any) -> Params:
     """`params` with every leaf in `dtype`."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-
-def float_dtype(x: jax.Array) -> Any:
-    """The dtype of x, or JAX's default floating dtype where x holds integers, such as the bytes of an image."""
-    return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)

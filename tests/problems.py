@@ -247,7 +247,9 @@ NETWORKS = {
     "every-activation": NetworkProblem(
         fnn.Objective(
             fnn.Serial(
-                fnn.Parallel(*(fnn.Serial(fnn.Dense(2), activation) for activation in ELEMENTWISE.values())),
+                fnn.Parallel(
+                    *(fnn.Serial(fnn.Dense(2, bias=False), activation) for activation in ELEMENTWISE.values())
+                ),
                 fnn.Reshape((2, -1)),
                 fnn.Cast(fnn.Dense(3), "float32"),
                 fnn.Flatten(),

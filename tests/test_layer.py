@@ -253,7 +253,7 @@ def test_check_in_shape_takes_numpy_integers():
     [
         ((), "()"),
         (({"w": np.zeros((2, 3), np.float32)},), "({'w': float32[2, 3]},)"),
-        ([(), {"b": jnp.zeros((), jnp.bfloat16)}], "((), {'b': bfloat16[]})"),
+        ([(), {"b": jnp.zeros((), jnp.bfloat16)}], "[(), {'b': bfloat16[]}]"),
         ({"w": 3}, "{'w': 3}"),
         (None, "None"),
     ],

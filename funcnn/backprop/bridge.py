@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from funcnn.backprop.rule import Context, Rules, Static
+from funcnn.backprop.rule import Context, Rules, Static, as_rules
 from funcnn.backprop.rules import RULES
 from funcnn.compose import Part
 from funcnn.layer import Key, Layer, Params, Shape
@@ -76,4 +76,6 @@ def with_rules(net: Layer, rules: Rules = RULES) -> Layer:
         >>> jax.grad(lambda x: layer.apply((), x).sum())(jnp.array([-1.0, 2.0]))
         Array([1., 1.], dtype=float32)
     """
-    return WithRules(net, rules)
+    if not isinstance(net, Layer):
+        raise TypeError(f"with_rules takes a layer, got {net!r}")
+    return WithRules(net, as_rules(rules))

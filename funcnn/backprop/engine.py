@@ -1,18 +1,28 @@
 """Runs a network's rules: forward once, then backward once, from the loss to the first layer that learns."""
 
+import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnn.backprop.rule import AUTODIFF, AUTODIFF_LOSS, AUTODIFF_PENALTY, Context, Rule, Rules
+from funcnn.backprop.rule import (
+    AUTODIFF,
+    AUTODIFF_LOSS,
+    AUTODIFF_PENALTY,
+    Context,
+    Rule,
+    RuleError,
+    Rules,
+    as_rules,
+)
 from funcnn.backprop.rules import RULES
 from funcnn.compose import Combinator, Part
 from funcnn.layer import Key, Layer, Params
-from funcnn.objective import Batch, Objective, check_losses, mean_weights, unpack, weighted_mean
+from funcnn.objective import Batch, Objective, check_losses, check_penalty, mean_weights, unpack, weighted_mean
 
 
 @jax.tree_util.register_dataclass
@@ -48,8 +58,15 @@ class _Pullback:
     train: bool
     need_dx: bool
     check: bool
+    like: jax.ShapeDtypeStruct  # the output
 
     def __call__(self, params: Params, residuals: Any, x: Any, key: Any, extras: Any, dy: jax.Array) -> Any:
+        if jnp.shape(dy) != self.like.shape or jnp.result_type(dy) != self.like.dtype:
+            raise ValueError(
+                f"the pullback takes the gradient for the output, of shape {self.like.shape} and dtype "
+                f"{self.like.dtype}, got {jnp.shape(dy)} and {jnp.result_type(dy)}"
+            )
+        dy = jnp.asarray(dy)
         ctx = Context(self.rules, key=key, train=self.train, delta=dy, extras=extras or {}, check=self.check)
         dparams, dx = ctx.bwd(Part(None, None, self.net, params), residuals, dy, self.need_dx)
         return dparams, dx if self.need_dx else x
@@ -98,12 +115,18 @@ def vjp(
 
     Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 6.5.
     """
-    x = jnp.asarray(x)
+    if not isinstance(net, Layer):
+        raise TypeError(f"vjp takes a layer, got {net!r}; for an objective use value_and_grad")
+    x, rules = jnp.asarray(x), as_rules(rules)
     ctx = Context(rules, key=key, train=train, extras=extras or {})
+    _check_paths(ctx, Part(None, None, net, params))
     y, residuals = ctx.fwd(Part(None, None, net, params), x)
+    like = jax.ShapeDtypeStruct(y.shape, y.dtype)
     need_dx = jnp.issubdtype(x.dtype, jnp.floating)
     no_dx = None if need_dx else np.zeros(x.shape, jax.dtypes.float0)
-    return y, jax.tree_util.Partial(_Pullback(net, rules, train, need_dx, check), params, residuals, no_dx, key, extras)
+    return y, jax.tree_util.Partial(
+        _Pullback(net, rules, train, need_dx, check, like), params, residuals, no_dx, key, extras
+    )
 
 
 def value_and_grad(
@@ -147,7 +170,7 @@ def value_and_grad(
         )
 
     def function(params: Params, batch: Batch, *, key: Key | None = None, train: bool = False) -> Any:
-        root = Context(rules, key=key, train=train, need_dx=False, extras=extras or {})
+        root = Context(as_rules(rules), key=key, train=train, need_dx=False, extras=extras or {})
         value, grads, _, outputs = _run(objective, params, batch, root)
         return ((value, objective.aux(outputs, batch)) if objective.aux is not None else value), grads
 
@@ -191,9 +214,12 @@ def record(
                 entry = seen.setdefault("/".join(ctx.path), {"layer": part.layer, "autodiff": rule is AUTODIFF})
                 entry |= values
 
-        root = Context(rules, key=key, train=train, need_dx=True, extras=extras or {}, observe=observe)
+        root = Context(as_rules(rules), key=key, train=train, need_dx=True, extras=extras or {}, observe=observe)
         _run(objective, params, batch, root)
-        return {path: LayerRecord(**({"dy": None, "dx": None, "grads": ()} | entry)) for path, entry in seen.items()}
+        entries = (
+            (path, LayerRecord(**({"dy": None, "dx": None, "grads": ()} | entry))) for path, entry in seen.items()
+        )
+        return collections.OrderedDict(entries)  # whose order jit keeps, where it sorts a dict by name
 
     return function
 
@@ -209,7 +235,7 @@ def gradients(
     extras: Mapping[str, Any],
 ) -> tuple[Params, Any]:
     """The objective's gradients for params and x as the rules give them, unchecked: what `gradcheck` looks at."""
-    root = Context(rules, key=key, train=train, need_dx=True, extras=extras, check=False)
+    root = Context(as_rules(rules), key=key, train=train, need_dx=True, extras=extras, check=False)
     _, grads, dx, _ = _run(objective, params, batch, root)
     return grads, dx
 
@@ -218,6 +244,7 @@ def _run(objective: Objective, params: Params, batch: Batch, root: Context) -> t
     """(value, grads, dx, outputs): the objective forward, then backward."""
     x, targets, weight = unpack(batch)
     net = Part(None, None, objective.net, params)
+    _check_paths(root, net)
     root = dataclasses.replace(root, need_dx=root.need_dx and jnp.issubdtype(x.dtype, jnp.floating))
     outputs, residuals = root.fwd(net, x)
     loss_rule = root.rules.find(objective.loss) or AUTODIFF_LOSS
@@ -233,10 +260,29 @@ def _run(objective: Objective, params: Params, batch: Batch, root: Context) -> t
     if objective.penalty is not None:
         rule = root.rules.find(objective.penalty) or AUTODIFF_PENALTY
         penalty, penalty_residuals = rule.fwd(objective.penalty, (), params, root)
+        check_penalty(objective.penalty, penalty)
         value = value + jnp.asarray(penalty, value.dtype)
         _, dpenalty = rule.bwd(objective.penalty, (), penalty_residuals, jnp.ones_like(penalty), root)
         grads = jax.tree.map(jnp.add, grads, dpenalty)
     return value, grads, dx, outputs
+
+
+def _check_paths(ctx: Context, net: Part) -> None:
+    """Raises where a rule or an extra is for a path that the network does not have."""
+    asked = {key for key in ctx.rules if isinstance(key, str)} | set(ctx.extras)
+    if not asked:
+        return
+
+    def walk(part: Part, path: tuple[str, ...]) -> Iterator[str]:
+        path = path if part.name is None else (*path, part.name)
+        yield "/".join(path)
+        if isinstance(part.layer, Combinator):
+            for inner in part.layer.parts(part.params):
+                yield from walk(inner, path)
+
+    known = list(dict.fromkeys(walk(net, ())))
+    if unknown := sorted(asked - set(known)):
+        raise RuleError(f"rules or extras are given for {unknown}; the network's paths are {known}")
 
 
 def _check_objective(objective: Any) -> None:

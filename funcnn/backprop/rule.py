@@ -106,6 +106,7 @@ class Rules(Mapping[RuleKey, Rule]):
 
     def __repr__(self) -> str:
         names = sorted(key.__name__ if isinstance(key, type) else repr(key) for key in self._rules)
+        names = names if len(names) <= 8 else [f"... {len(names)} keys"]
         return f"Rules({{{', '.join(names)}}}, missing={self.missing!r})"
 
     def find(self, what: Any, path: str | None = None) -> Rule | None:
@@ -129,6 +130,15 @@ class Rules(Mapping[RuleKey, Rule]):
             + f"; add one by rules=RULES | {{{name}: Rule(fwd, bwd)}}, "
             "or let autodiff fill in by rules=Rules(RULES, missing='autodiff')"
         )
+
+
+def as_rules(rules: Mapping[RuleKey, Rule]) -> Rules:
+    """`rules` as a `Rules`: a plain mapping will do."""
+    if not isinstance(rules, Mapping):
+        raise RuleError(
+            f"rules are a mapping from layers to rules, such as RULES | {{Layer: Rule(fwd, bwd)}}, got {rules!r}"
+        )
+    return rules if isinstance(rules, Rules) else Rules(rules)
 
 
 def _hashable(what: Any) -> Any:
@@ -190,7 +200,7 @@ class Context:
             y, residuals = rule.fwd(part.layer, part.params, x, ctx)
         if self.observe is not None:
             self.observe(ctx, part, rule, x=x, y=y)
-        return y, residuals
+        return y, (residuals, Static((x.shape, x.dtype)))
 
     def bwd(self, part: Part, residuals: Any, dy: jax.Array, need_dx: bool) -> tuple[Params, Any]:
         """Runs the backward rule of a part of this layer: (dparams, dx), dx None where not `need_dx`."""
@@ -198,10 +208,13 @@ class Context:
             return part.params, None  # nothing is asked of it; a tree without leaves is its own gradient
         ctx = self._inside(part, need_dx)
         rule = ctx.find(part.layer)
+        kept, like_x = residuals
         with at(part.name, part.layer):
-            dparams, dx = rule.bwd(part.layer, part.params, residuals, dy, ctx)
+            dparams, dx = rule.bwd(part.layer, part.params, kept, dy, ctx)
         if self.check:
             _check_gradient(part, dparams, "/".join(ctx.path))
+        if need_dx and (self.check or ctx.path):  # unchecked, the whole network's is the caller's to look at
+            _check_input_gradient(part, dx, *like_x.value, "/".join(ctx.path))
         if self.observe is not None:
             self.observe(ctx, part, rule, dy=dy, dx=dx, grads=dparams)
         return dparams, dx if need_dx else None
@@ -225,4 +238,13 @@ def _check_gradient(part: Part, dparams: Params, path: str) -> None:
         raise RuleError(
             f"the rule for {part.layer!r} at {path!r} gave gradients {describe_params(dparams)}, which must have the "
             f"structure, shapes and dtypes of the parameters {describe_params(part.params)}"
+        )
+
+
+def _check_input_gradient(part: Part, dx: Any, shape: tuple[int, ...], dtype: Any, path: str) -> None:
+    if dx is None or jnp.shape(dx) != shape or jnp.result_type(dx) != dtype:
+        got = "None" if dx is None else describe_params(dx)
+        raise RuleError(
+            f"the rule for {part.layer!r} at {path!r} gave the input gradient {got}, which must have the shape and "
+            f"dtype of its input, {dtype}{list(shape)}; it is needed where ctx.need_dx"
         )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnn.backprop.rule import Rules
+from funcnn.backprop.rule import Rules, as_rules
 from funcnn.backprop.rules import RULES
 from funcnn.gradcheck.measure import (
     DIRECTIONS,
@@ -78,6 +78,7 @@ def compare(
 
     Source: Griewank and Walther, Evaluating Derivatives (2008), for the adjoint law and the Taylor remainder.
     """
+    extras, rules = dict(extras or {}), as_rules(rules)
     if isinstance(objective, Layer):
         batch = (jnp.asarray(batch), None)
         objective, subject, rules = Objective(objective, INNER), repr(objective), rules | INNER_RULES
@@ -85,7 +86,6 @@ def compare(
         objective, subject = objective.replace(aux=None), repr(objective)
     else:
         raise TypeError(f"compare checks an fnn.Objective or a layer, got {objective!r}")
-    extras = dict(extras or {})
     rng = np.random.default_rng(seed)
     with jax.default_matmul_precision("highest"):
         batch, c = _with_random_cotangents(objective, params, batch, rng)

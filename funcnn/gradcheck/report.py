@@ -139,7 +139,9 @@ class Report:
         reasons = [f"{leaf.path}: {leaf.structure}" for leaf in self.leaves if leaf.structure != "ok"]
         bad = "; ".join([f"{leaf.path} ({', '.join(leaf.failures)})" for leaf in self.failed] + reasons)
         return table.Table(
-            title=textwrap.shorten(f"Gradients g by hand, {' and '.join(dtypes)}, of {self.subject}", 120, placeholder=" ..."),
+            title=textwrap.shorten(
+                f"Gradients g by hand, {' and '.join(dtypes)}, of {self.subject}", 120, placeholder=" ..."
+            ),
             columns=tuple(columns),
             rows=tuple(rows),
             wrong=frozenset(wrong),

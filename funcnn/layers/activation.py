@@ -20,8 +20,8 @@ from funcnn.layer import (
     Shape,
     against,
     check_in_shape,
+    check_no_params,
     check_params,
-    describe_params,
     magnitude,
 )
 
@@ -49,15 +49,6 @@ class Activation(Layer):
 
     def out_shape(self, in_shape: Shape) -> Shape:
         return check_in_shape(in_shape)
-
-
-def check_no_params(layer: Layer, params: Params) -> None:
-    """Raises unless `params` is `()`, what a layer without parameters holds."""
-    if not (isinstance(params, tuple) and not params):
-        raise LayerError(
-            f"{layer!r} has no parameters, so its entry is (), got {describe_params(params)}; "
-            "are these another network's? Make them with net.init(key, x.shape[1:])"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

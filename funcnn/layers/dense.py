@@ -3,10 +3,20 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from funcnn.initializers import Initializer, draw
-from funcnn.layer import Key, Layer, LayerError, Params, Shape, against, check_in_shape, check_params
+from funcnn.layer import (
+    Key,
+    Layer,
+    LayerError,
+    Params,
+    Shape,
+    against,
+    check_count,
+    check_last_axis,
+    check_params,
+    last_axis,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +51,11 @@ class Dense(Layer):
 
     def __post_init__(self) -> None:
         check_count(self, "features", self.features)
+        if not isinstance(self.bias, bool):
+            raise LayerError(
+                f"Dense's bias is True or False, got {self.bias!r}; the number of inputs is found by init, so that "
+                "Dense(features) is all"
+            )
 
     def init(self, key: Key, in_shape: Shape) -> Params:
         key_w, key_b = jax.random.split(key)
@@ -57,25 +72,3 @@ class Dense(Layer):
     def out_shape(self, in_shape: Shape) -> Shape:
         last_axis(self, in_shape)
         return (*in_shape[:-1], self.features)
-
-
-def check_count(layer: Layer, name: str, count: int) -> None:
-    """Raises unless `count` is a positive integer."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise LayerError(f"{type(layer).__name__}'s {name} is a positive integer, got {count!r}")
-
-
-def last_axis(layer: Layer, in_shape: Shape) -> int:
-    """D, the length of the last axis of one example."""
-    if not check_in_shape(in_shape):
-        raise LayerError(f"{layer!r} maps an example's last axis, and an example of shape () has none: use (1,)")
-    return in_shape[-1]
-
-
-def check_last_axis(layer: Layer, x: jax.Array, width: int) -> None:
-    """Raises unless the last axis of `x` has length `width`, that of the parameters."""
-    if not jnp.shape(x) or jnp.shape(x)[-1] != width:
-        raise LayerError(
-            f"{layer!r} has parameters for inputs of shape (..., {width}) and got x of shape {jnp.shape(x)}; "
-            f"give x a last axis of {width}, or make parameters with net.init(key, x.shape[1:])"
-        )

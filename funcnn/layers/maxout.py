@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from funcnn.initializers import Initializer, draw
-from funcnn.layer import Key, Layer, Params, Shape, against, check_params
-from funcnn.layers.dense import check_count, check_last_axis, last_axis
+from funcnn.layer import Key, Layer, Params, Shape, against, check_count, check_last_axis, check_params, last_axis
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from funcnn.layer import Key, Layer, LayerError, Params, Shape, check_in_shape, need_key
-from funcnn.layers.activation import check_no_params
+from funcnn.layer import (
+    Key,
+    Layer,
+    LayerError,
+    Params,
+    Shape,
+    check_in_shape,
+    check_no_params,
+    check_train,
+    float_dtype,
+    need_key,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Dropout(Layer):
 
     def apply(self, params: Params, x: jax.Array, *, key: Key | None = None, train: bool = False) -> jax.Array:
         check_no_params(self, params)
-        return jnp.where(self.mask(key, x), x / (1 - self.rate), 0) if train and self.rate else x
+        return jnp.where(self.mask(key, x), x / (1 - self.rate), 0) if check_train(train) and self.rate else x
 
     def out_shape(self, in_shape: Shape) -> Shape:
         return check_in_shape(in_shape)
@@ -85,9 +95,9 @@ class GaussianNoise(Layer):
 
     def apply(self, params: Params, x: jax.Array, *, key: Key | None = None, train: bool = False) -> jax.Array:
         check_no_params(self, params)
-        if not (train and self.std):
+        if not (check_train(train) and self.std):
             return x
-        return x + self.std * jax.random.normal(need_key(key, self), x.shape, x.dtype)
+        return x + self.std * jax.random.normal(need_key(key, self), x.shape, float_dtype(x))
 
     def out_shape(self, in_shape: Shape) -> Shape:
         return check_in_shape(in_shape)

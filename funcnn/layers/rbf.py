@@ -8,9 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnn.initializers import Init, Initializer, draw
-from funcnn.layer import Key, Layer, LayerError, Params, Shape, check_in_shape, check_params
-from funcnn.layers.activation import check_no_params
-from funcnn.layers.dense import check_count, check_last_axis, last_axis
+from funcnn.layer import (
+    Key,
+    Layer,
+    LayerError,
+    Params,
+    Shape,
+    check_count,
+    check_in_shape,
+    check_last_axis,
+    check_no_params,
+    check_params,
+    float_dtype,
+    last_axis,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +77,7 @@ class Rbf(Layer):
         if self.centres is not None:
             check_no_params(self, params)
             self._check_fixed(jnp.shape(x)[-1] if jnp.ndim(x) else 0)
-            return jnp.asarray(self.centres, x.dtype)
+            return jnp.asarray(self.centres, float_dtype(x))
         check_params(self, params, {"c": (self.features, -1)})
         check_last_axis(self, x, params["c"].shape[-1])
         return params["c"]

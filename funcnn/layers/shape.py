@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnn.layer import Key, Layer, LayerError, Params, Shape, check_in_shape
-from funcnn.layers.activation import check_no_params
+from funcnn.layer import Key, Layer, LayerError, Params, Shape, check_in_shape, check_no_params
 
 
 @dataclasses.dataclass(frozen=True)

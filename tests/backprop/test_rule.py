@@ -38,13 +38,14 @@ class SteepTanh(fnn.Tanh):
 
 
 def test_a_path_comes_before_a_value_and_a_value_before_a_type():
-    rules = RULES | {"0/1": constant(1.0), fnn.Elu(alpha=2.0): constant(2.0), fnn.Elu: constant(3.0)}
+    by_value = RULES | {fnn.Elu(alpha=2.0): constant(2.0), fnn.Elu: constant(3.0)}
+    rules = by_value | {"0/1": constant(1.0)}
     before, elu, other = fnn.Identity(), fnn.Elu(), fnn.Elu(alpha=2.0)
     assert dx_of(fnn.Serial(fnn.Serial(before, other)), rules) == 1.0
     assert dx_of(fnn.Serial(fnn.Serial(before, elu)), rules) == 1.0
-    assert dx_of(fnn.Serial(fnn.Serial(other)), rules) == 2.0
-    assert dx_of(fnn.Serial(before, other), rules) == 2.0
-    assert dx_of(fnn.Serial(before, elu), rules) == 3.0
+    assert dx_of(fnn.Serial(fnn.Serial(other)), by_value) == 2.0
+    assert dx_of(fnn.Serial(before, other), by_value) == 2.0
+    assert dx_of(fnn.Serial(before, elu), by_value) == 3.0
     assert dx_of(fnn.Elu(), RULES | {"": constant(4.0)}) == 4.0  # the path of a network that is one layer
 
 
@@ -267,3 +268,35 @@ def test_in_the_forward_pass_there_is_no_delta_yet(rng: np.random.Generator):
         return layer.apply(params, x), ()
 
     dx_of(fnn.Tanh(), RULES | {fnn.Tanh: Rule(fwd, constant(1.0).bwd)})
+
+
+def test_a_path_that_is_not_in_the_network_is_an_error():
+    """Else a mistyped path would leave the old rule in place without a word."""
+    net = fnn.Serial(fnn.Dense(2), fnn.Tanh())
+    params, x = net.init(jax.random.key(0), (3,)), jnp.ones((2, 3))
+    for arguments in ({"rules": RULES | {"7/x": constant(1.0)}}, {"extras": {"7/x": 1.0}}):
+        with pytest.raises(backprop.RuleError, match=r"given for \['7/x'\]; the network's paths are \['', '0', '1'\]"):
+            backprop.vjp(net, params, x, **arguments)
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda dx: None, lambda dx: dx[0], lambda dx: dx.astype(jnp.bfloat16)], ids=["none", "shape", "dtype"]
+)
+def test_an_input_gradient_of_the_wrong_form_names_the_layer_that_gave_it(wrong):
+    tanh = RULES[fnn.Tanh]
+
+    def bwd(layer, params, y, dy, ctx):
+        return (), wrong(tanh.bwd(layer, params, y, dy, ctx)[1])
+
+    net = fnn.Serial(fnn.Dense(2), fnn.Tanh())
+    params, x = net.init(jax.random.key(0), (3,)), jnp.ones((2, 3))
+    y, pullback = backprop.vjp(net, params, x, rules=RULES | {fnn.Tanh: Rule(tanh.fwd, bwd)})
+    with pytest.raises(backprop.RuleError, match=r"Tanh\(\) at '1' gave the input gradient"):
+        pullback(y)
+
+
+def test_a_pullback_takes_the_outputs_shape_and_dtype_only():
+    y, pullback = backprop.vjp(fnn.Tanh(), (), jnp.ones((2, 3)))
+    for wrong in (y[:1], y[0, 0], y.astype(jnp.bfloat16)):
+        with pytest.raises(ValueError, match=r"of shape \(2, 3\) and dtype float32, got"):
+            pullback(wrong)

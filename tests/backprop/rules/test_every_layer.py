@@ -17,7 +17,7 @@ from tests.problems import LAYERS, LayerProblem, each_batched_layer, each_layer
 def test_no_rule_is_left_out_of_the_table():
     tried = {type(problem.layer) for problem in LAYERS.values()}
     types = {kind for kind in RULES if not issubclass(kind, Loss | Penalty)}
-    assert types - tried == {fnn.Cast}  # it rounds to another dtype: see test_compose.py
+    assert types - tried == {fnn.Cast}  # it rounds to another dtype: see test_wrappers.py
 
 
 @each_layer

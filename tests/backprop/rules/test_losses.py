@@ -90,7 +90,7 @@ def squared_losses() -> list[losses.Loss]:
     ]
 
 
-@pytest.mark.parametrize("loss", [losses.mae, losses.laplace_nll(scale=0.7)])
+@pytest.mark.parametrize("loss", [losses.mae, losses.laplace_nll(scale=0.7)], ids=repr)
 def test_where_output_and_target_are_equal_the_slope_is_zero(loss: losses.Loss, rng: np.random.Generator, dtype: str):
     f = jnp.asarray(rng.normal(size=(4, 3)), dtype)
     y = f.at[:, 1].add(1.0)
