@@ -88,7 +88,7 @@ def test_a_penalty_gives_one_number(key: jax.Array) -> None:
 
 def test_an_initialiser_that_was_not_made_is_named(key: jax.Array) -> None:
     with pytest.raises(TypeError, match=r"made first, he_normal\(\)"):
-        fnn.Dense(8, w_init=jax.nn.initializers.he_normal).init(key, (3,))
+        fnn.Dense(8, w_init=jax.nn.initializers.he_normal).init(key, (3,))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["", "a/b"])
@@ -132,5 +132,5 @@ def test_parameters_in_another_container_are_refused(change: str, key: jax.Array
         fnn.Objective(NET, losses.mse),
         fnn.backprop.value_and_grad(fnn.Objective(NET, losses.mse)),
     ):
-        with pytest.raises(fnn.LayerError, match="net.init"):
+        with pytest.raises(fnn.LayerError, match=r"net\.init"):
             function(other, BATCH)

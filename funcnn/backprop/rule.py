@@ -214,7 +214,7 @@ class Context:
         if self.check:
             _check_gradient(part, dparams, "/".join(ctx.path))
         if need_dx and (self.check or ctx.path):  # unchecked, the whole network's is the caller's to look at
-            _check_input_gradient(part, dx, *like_x.value, "/".join(ctx.path))
+            _check_input_gradient(part, dx, like_x.value, "/".join(ctx.path))
         if self.observe is not None:
             self.observe(ctx, part, rule, dy=dy, dx=dx, grads=dparams)
         return dparams, dx if need_dx else None
@@ -241,7 +241,8 @@ def _check_gradient(part: Part, dparams: Params, path: str) -> None:
         )
 
 
-def _check_input_gradient(part: Part, dx: Any, shape: tuple[int, ...], dtype: Any, path: str) -> None:
+def _check_input_gradient(part: Part, dx: Any, like_x: tuple[tuple[int, ...], Any], path: str) -> None:
+    shape, dtype = like_x
     if dx is None or jnp.shape(dx) != shape or jnp.result_type(dx) != dtype:
         got = "None" if dx is None else describe_params(dx)
         raise RuleError(

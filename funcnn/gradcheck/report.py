@@ -111,7 +111,7 @@ class Report:
             "g - jax.grad": "error",
             "ULPs": None,
             "in float64": "error64",
-            "g - difference": "difference",
+            "differences": "difference",
             "slope": "slope",
             "adjoint": "adjoint",
             "verdict": None,
@@ -127,7 +127,7 @@ class Report:
                 _number(leaf.difference),
                 "exact" if leaf.slope is None else f"{leaf.slope:.2f}",
                 _number(leaf.adjoint),
-                ("FAIL" if leaf.failures else "ok") + (" at a kink" if leaf.kink else ""),
+                ("FAIL" if leaf.failures else "ok") + (", kink" if leaf.kink else ""),
             )
             rows.append(cells)
             wrong |= {(i, j) for j, judged in enumerate(columns.values()) if judged in leaf.failures}

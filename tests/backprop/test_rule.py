@@ -274,7 +274,8 @@ def test_a_path_that_is_not_in_the_network_is_an_error():
     """Else a mistyped path would leave the old rule in place without a word."""
     net = fnn.Serial(fnn.Dense(2), fnn.Tanh())
     params, x = net.init(jax.random.key(0), (3,)), jnp.ones((2, 3))
-    for arguments in ({"rules": RULES | {"7/x": constant(1.0)}}, {"extras": {"7/x": 1.0}}):
+    mistyped: list[dict[str, Any]] = [{"rules": RULES | {"7/x": constant(1.0)}}, {"extras": {"7/x": 1.0}}]
+    for arguments in mistyped:
         with pytest.raises(backprop.RuleError, match=r"given for \['7/x'\]; the network's paths are \['', '0', '1'\]"):
             backprop.vjp(net, params, x, **arguments)
 
