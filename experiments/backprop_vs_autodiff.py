@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import track
 
 import funcnn as fnn
-from experiments._twins import AUTODIFF, BACKPROP, CONTROL, compare_curves, draw, side_by_side, verdict
 from experiments.common import measure, networks, record
+from experiments.common.comparison import AUTODIFF, BACKPROP, CONTROL, compare_curves, draw, side_by_side, verdict
 from experiments.common.training import Gradient, make_step, start, stepper, train_together
 from funcnn.data import DataError, Dataset, load_digits, load_mnist
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,14 +32,12 @@ def assert_agree(got: Any, want: Any, within: float) -> None:
 
     Both sides are finite, and a leaf of zeros agrees with exact zeros only.
     """
-    assert jax.tree.structure(got) == jax.tree.structure(want)
+    chex.assert_trees_all_equal_structs(got, want)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
     for (path, g), w in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
         where = jax.tree_util.keystr(path)
-        assert jnp.shape(g) == jnp.shape(w), where
         if w.dtype == jax.dtypes.float0:
-            assert g.dtype == jax.dtypes.float0, where
             continue
-        assert jnp.result_type(g) == jnp.result_type(w), where
         assert np.isfinite(g).all() and np.isfinite(w).all(), where
         if w.size:
             gap, size = (float(np.max(np.abs(a))) for a in (np.asarray(g) - np.asarray(w), np.asarray(w)))

@@ -10,8 +10,8 @@ import pytest
 
 import funcnn as fnn
 from experiments import backprop_vs_autodiff as job
-from experiments._twins import compare_curves
 from experiments.common import record
+from experiments.common.comparison import compare_curves
 from experiments.common.training import Curve
 
 PNG = b"\x89PNG\r\n\x1a\n"
