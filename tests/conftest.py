@@ -1,5 +1,6 @@
 """What every test runs under: strict promotion, eight pretended devices, seeds from its name, JAX's config kept."""
 
+import os
 import zlib
 from collections.abc import Iterator
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)  # before the first array: meshes are tested on one machine
+# Most of the suite's time is compilation of programs that run for a millisecond. LLVM's optimizations are left out of
+# it; XLA's own, which the memory of a program depends on, are not.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 
 @pytest.fixture(autouse=True)
