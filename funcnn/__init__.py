@@ -5,6 +5,7 @@ from funcnn import data as data
 from funcnn import gradcheck as gradcheck
 from funcnn import losses as losses
 from funcnn import penalties as penalties
+from funcnn import train as train
 from funcnn.compose import Combinator as Combinator
 from funcnn.compose import Parallel as Parallel
 from funcnn.compose import Part as Part
@@ -47,6 +48,9 @@ from funcnn.objective import BatchError as BatchError
 from funcnn.objective import Objective as Objective
 from funcnn.objective import validate as validate
 from funcnn.objective import weight_noise as weight_noise
+from funcnn.storage import StorageError as StorageError
+from funcnn.storage import load as load
+from funcnn.storage import save as save
 from funcnn.summary import summary as summary
 from funcnn.wrappers import Cast as Cast
 from funcnn.wrappers import WeightNoise as WeightNoise

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from funcnn.description import Description
 from funcnn.layer import Params, magnitude
@@ -34,7 +35,7 @@ class _Scaled(Penalty):
     leaves: tuple[str, ...] | None = ("w",)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.scale < math.inf:
+        if not isinstance(self.scale, Tracer) and not 0 <= self.scale < math.inf:  # traced: a sweep's, under jit
             raise ValueError(f"a penalty's scale is not negative, and finite, got {self.scale!r}")
         object.__setattr__(self, "leaves", leaf_names(self.leaves))
 

@@ -12,3 +12,5 @@ from funcnn.data.idx import MissingDataError as MissingDataError
 from funcnn.data.idx import read_idx as read_idx
 from funcnn.data.mnist import data_dir as data_dir
 from funcnn.data.mnist import load_mnist as load_mnist
+from funcnn.data.shards import Shards as Shards
+from funcnn.data.shards import write_shards as write_shards

@@ -1,0 +1,18 @@
+"""Training: compiled steps and epochs, many runs in one program, checkpoints, many devices."""
+
+from funcnn.train.checkpoint import Checkpoints as Checkpoints
+from funcnn.train.errors import CheckpointError as CheckpointError
+from funcnn.train.errors import DataStreamError as DataStreamError
+from funcnn.train.errors import NonFiniteError as NonFiniteError
+from funcnn.train.errors import TrainingError as TrainingError
+from funcnn.train.fit import EarlyStopping as EarlyStopping
+from funcnn.train.fit import accuracy as accuracy
+from funcnn.train.fit import evaluate as evaluate
+from funcnn.train.fit import fit as fit
+from funcnn.train.history import History as History
+from funcnn.train.max_norm import max_norm as max_norm
+from funcnn.train.placement import by_features as by_features
+from funcnn.train.placement import fully_sharded as fully_sharded
+from funcnn.train.step import State as State
+from funcnn.train.step import start as start
+from funcnn.train.step import step as step

@@ -1,0 +1,307 @@
+"""Checkpoints of a run, by Orbax: all that it takes to go on as if nothing had happened, checked when it is read.
+
+Orbax writes a checkpoint beside its place and moves it there when it is whole, on threads of its own. What it does not
+do is done here: the structure is compared leaf by leaf before anything is restored, and each array has a checksum, so
+that a file that was damaged later is found out.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnn.description import to_json
+from funcnn.layer import Layer
+from funcnn.storage import shapes
+from funcnn.train import loop
+from funcnn.train import step as one_step
+from funcnn.train.errors import CheckpointError
+from funcnn.train.history import Recorder
+from funcnn.train.shuffle import mix
+
+FORMAT = 1
+
+
+class _Damaged(Exception):
+    """A checkpoint that cannot be trusted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Where and when a run is saved, and what is kept.
+
+    A run that is given a directory with checkpoints of its own goes on from the newest sound one, to the last bit as if
+    it had not been interrupted; `epochs` may have become more.
+
+    Args:
+        directory: where to; it is made where it is not there.
+        every_epochs: how many epochs pass from one checkpoint to the next; None: none for this.
+        every_steps: how many steps, likewise.
+        keep: how many of the last are kept.
+        best: the value by which the best checkpoint is kept beside them, such as "valid loss"; None: none.
+        maximize: whether more of it is better.
+
+    Example:
+        >>> import funcnn as fnn
+        >>> fnn.train.Checkpoints("out/run", every_steps=500, keep=2)
+        Checkpoints(directory='out/run', every_epochs=1, every_steps=500, keep=2, best='valid loss', maximize=False)
+    """
+
+    directory: str | os.PathLike[str]
+    every_epochs: int | None = 1
+    every_steps: int | None = None
+    keep: int = 3
+    best: str | None = "valid loss"
+    maximize: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("every_epochs", "every_steps", "keep"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1) and not (value is None and name != "keep"):
+                raise ValueError(f"{name} is a positive integer{' or None' if name != 'keep' else ''}, got {value!r}")
+
+
+class Keeper:
+    """Saves and restores one run. Of several processes each has one, and all of them save together."""
+
+    def __init__(self, checkpoints: Checkpoints, plan: loop.Plan, identity: dict[str, Any], per_epoch: int | None):
+        try:
+            import orbax.checkpoint as ocp  # noqa: PLC0415 - in the `checkpoint` extra
+            from orbax.checkpoint.checkpoint_managers import preservation_policy as policy  # noqa: PLC0415
+        except ImportError as error:
+            raise ImportError("checkpoints need Orbax; install it with: pip install 'funcnn[checkpoint]'") from error
+        self.ocp, self.checkpoints, self.plan, self.identity, self.per_epoch = (
+            ocp,
+            checkpoints,
+            plan,
+            identity,
+            per_epoch,
+        )
+        self.directory = pathlib.Path(checkpoints.directory).expanduser().resolve()
+        kept: list[Any] = [policy.LatestN(checkpoints.keep)]
+        if checkpoints.best is not None:
+            kept.append(
+                policy.BestN(
+                    get_metric_fn=lambda metrics: metrics["value"],
+                    reverse=not checkpoints.maximize,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self.manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+            ),
+        )
+        self.newest = self.manager.latest_step()
+        self._saved_epochs = 0
+
+    @classmethod
+    def open(cls, checkpoints: Checkpoints, plan: loop.Plan, feed: Any, run: loop.Run) -> "Keeper":
+        """The keeper of a run that has not begun."""
+        objective = one_step.made(plan.recipe.objective, feed.hyper)
+        identity = {
+            "network": description(objective.net),
+            "loss": description(objective.loss),
+            "penalty": None if objective.penalty is None else description(objective.penalty),
+            "batch_size": plan.batch_size,
+            "shuffle": plan.shuffle,
+            "examples": getattr(feed, "n", None),
+            "metrics": [name for name, _ in plan.recipe.metrics],
+            "early stopping": [plan.monitor, plan.maximize, plan.patience, plan.min_delta],
+            "hyper": {name: float(value) for name, value in feed.hyper.items()},
+            "key": np.asarray(jax.random.key_data(run.state.key)).tolist(),
+            "arrays": shapes(run),
+        }
+        return cls(checkpoints, plan, identity, feed.per_epoch)
+
+    def pause(self, step: int) -> int:
+        """The number of the next step before which the run is to be saved."""
+        every = [self.checkpoints.every_steps or 0, (self.checkpoints.every_epochs or 0) * (self.per_epoch or 0)]
+        return min((step - step % n + n for n in every if n), default=2**31)
+
+    def due(self, step: int, epoch_ended: bool) -> bool:
+        """Whether the run is to be saved after `step` steps."""
+        steps, epochs = self.checkpoints.every_steps, self.checkpoints.every_epochs
+        self._saved_epochs += epoch_ended and not self.per_epoch
+        by_epoch = epochs is not None and (
+            step % (epochs * self.per_epoch) == 0
+            if self.per_epoch
+            else epoch_ended and self._saved_epochs % epochs == 0
+        )
+        return bool(by_epoch or (steps and step // steps > (self.newest or 0) // steps))
+
+    def save(self, run: loop.Run, recorder: Recorder, position: tuple[int, int], row: dict[str, float]) -> None:
+        """Begins to write a checkpoint; the writing goes on while the run does."""
+        step = int(run.state.step)
+        if self.newest is not None and step <= self.newest:
+            return
+        arrays = plain_arrays(run) | {"losses": jnp.asarray(np.concatenate([np.zeros(1), *recorder.step_loss]))}
+        body = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "position": list(position),
+            "rows": recorder.rows,
+            "losses": int(arrays["losses"].shape[0]),
+            "losses dtype": str(arrays["losses"].dtype),
+            "compile_seconds": recorder.compile_seconds,
+            "checksums": {name: np.asarray(value).tolist() for name, value in checksums(arrays).items()},
+        }
+        value = row.get(self.checkpoints.best, math.nan) if self.checkpoints.best else math.nan
+        args = self.ocp.args
+        self.manager.save(
+            step,
+            args=args.Composite(
+                arrays=args.StandardSave(arrays), meta=args.JsonSave({"body": body, "sha256": digest(body)})
+            ),
+            metrics={"value": value} if math.isfinite(value) else None,
+        )
+        self.newest = step
+
+    def restore(self, like: loop.Run) -> tuple[loop.Run, Recorder, tuple[int, int]] | None:
+        """The newest sound checkpoint of this run; None where there are none."""
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                body = self._read(step, "meta", self.ocp.args.JsonRestore())
+                if digest(body["body"]) != body["sha256"]:
+                    raise _Damaged("its description has another checksum than it had when it was written")
+                body = body["body"]
+                self._check(step, body)
+                arrays = self._arrays(step, like, body)
+            except _Damaged as error:
+                warnings.warn(
+                    f"the checkpoint of step {step} in {self.directory} is damaged and left out: {error}", stacklevel=2
+                )
+                self._set_aside(step)
+                continue
+            recorder = Recorder(body["rows"], [arrays.pop("losses")[1:]], body["compile_seconds"])
+            recorder.step_loss = [np.asarray(recorder.step_loss[0])]
+            leaves = list(arrays.values())
+            self.newest = step
+            return from_plain_arrays(like, leaves), recorder, tuple(body["position"])
+        if steps:
+            raise CheckpointError(
+                f"none of the checkpoints in {self.directory} can be used ({', '.join(map(str, sorted(steps)))}); "
+                "begin anew in another directory"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+    def _read(self, step: int, item: str, args: Any) -> Any:
+        try:
+            return self.manager.restore(step, args=self.ocp.args.Composite(**{item: args}))[item]
+        except Exception as error:
+            raise _Damaged(f"its {item} cannot be read: {type(error).__name__}: {error}") from error
+
+    def _check(self, step: int, body: dict[str, Any]) -> None:
+        """Raises unless the checkpoint is of this run; every difference is named."""
+        if body["format"] != FORMAT:
+            raise CheckpointError(f"{self.directory}: checkpoints of format {body['format']}, where {FORMAT} is known")
+        there, here = body["identity"], json.loads(json.dumps(self.identity))
+        names = [name for name in here if name != "arrays"]
+        faults = [f"{n} is {there.get(n)} there and {here[n]} here" for n in names if there.get(n) != here[n]]
+        old, new = there["arrays"], here["arrays"]
+        faults += [f"run{p} is {old[p]} there and {new[p]} here" for p in new if p in old and old[p] != new[p]]
+        faults += [f"run{p} ({new[p]}) is not there" for p in new if p not in old]
+        faults += [f"run{p} ({old[p]}) is there and not here" for p in old if p not in new]
+        if faults:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self.directory} is of another run:\n  " + "\n  ".join(faults)
+            )
+
+    def _arrays(self, step: int, like: loop.Run, body: dict[str, Any]) -> dict[str, jax.Array]:
+        wanted = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for name, leaf in plain_arrays(like).items()
+        }
+        some = next(iter(wanted.values())).sharding
+        mesh = getattr(some, "mesh", None)
+        everywhere = some if mesh is None else jax.NamedSharding(mesh, jax.P())
+        wanted["losses"] = jax.ShapeDtypeStruct((body["losses"],), body["losses dtype"], sharding=everywhere)
+        arrays = self._read(step, "arrays", self.ocp.args.StandardRestore(wanted))
+        for name, value in checksums(arrays).items():
+            if np.asarray(value).tolist() != body["checksums"][name]:
+                raise _Damaged(f"array {name} has another checksum than it had when it was written")
+        return arrays
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            place = next(path for path in self.directory.iterdir() if path.name == str(step))
+            place.rename(self.directory / f"damaged-{step}")
+        self.manager.reload()
+
+
+def description(thing: Any) -> str:
+    """What a checkpoint says of a network, loss or penalty: its JSON, or, where it has none, its repr."""
+    try:
+        return to_json(thing)
+    except (TypeError, AttributeError):
+        return repr(thing) if isinstance(thing, Layer) else getattr(thing, "__qualname__", type(thing).__qualname__)
+
+
+def plain_arrays(run: loop.Run) -> dict[str, jax.Array]:
+    """The leaves of a run by number, random keys as the integers that they are."""
+    return {f"{i:04d}": _data(leaf) for i, leaf in enumerate(jax.tree.leaves(run))}
+
+
+def from_plain_arrays(like: loop.Run, arrays: list[jax.Array]) -> loop.Run:
+    """The run of these leaves."""
+    leaves, treedef = jax.tree.flatten(like)
+    again = [
+        jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
+        for leaf, array in zip(leaves, arrays, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, again)
+
+
+@jax.jit
+def checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Two 32-bit numbers for each array, the same however it is spread over devices.
+
+    c1 = sum_i (2 h(i) + 1) w_i,  c2 = sum_i h(w_i + h(i))  mod 2**32, over the words w_i of the array with a hash h. A
+    change of one word always changes c1, since its factor is odd; any other, all but once in 2**64.
+    """
+    return {name: _checksum(array) for name, array in arrays.items()}
+
+
+def digest(body: Any) -> str:
+    """The SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _checksum(array: jax.Array) -> jax.Array:
+    size = array.dtype.itemsize
+    if array.dtype == bool:
+        words = array.astype(jnp.uint32)
+    else:
+        unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32)
+        words = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    place = jnp.zeros(words.shape, jnp.uint32)
+    for axis in range(words.ndim):
+        stride = math.prod(words.shape[axis + 1 :]) % 2**32
+        place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride)
+    h = mix(place)
+    first = jnp.sum((2 * h + 1) * words, dtype=jnp.uint32)
+    return jnp.stack([first, jnp.sum(mix(words + h), dtype=jnp.uint32)])
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data(leaf: jax.Array) -> jax.Array:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf

@@ -1,0 +1,223 @@
+"""Where a run's steps come from: data on the device, or batches from the host; in pieces of one dispatch each."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from funcnn.layer import Key, Params
+from funcnn.objective import validate
+from funcnn.train import loop, source
+from funcnn.train import step as one_step
+from funcnn.train.errors import DataStreamError
+
+PIECE_SECONDS = 0.5  # how long one dispatch lasts: how often there is news, and how soon an interrupt is heard
+FIRST_PIECE = 64  # steps of the first dispatch, whose time is not known
+CHUNK_BYTES = 2**25  # of streamed data in one dispatch
+CHUNK_STEPS = 256
+
+
+@dataclasses.dataclass
+class Piece:
+    """What one dispatch did."""
+
+    run: loop.Run
+    losses: np.ndarray  # of its steps
+    rows: list[dict[str, float]]  # of the epochs that ended in it
+    batches: Callable[[int], Any]  # the batch of step number i of the whole run
+    replay: Callable[[int], loop.Run]  # the run after the piece's steps up to number i of the whole run
+    epoch: int  # of the first step, from 0
+    first: int  # number of the first step in its epoch
+    per_epoch: int | None  # steps an epoch has, where that is known
+    position: tuple[int, int]  # the next step: its epoch from 0, its number in it
+
+
+class Memory:
+    """Data on the device: pieces of any length, over many epochs."""
+
+    def __init__(self, plan: loop.Plan, data: Any, valid: Any, hyper: Any):
+        where = plan.recipe.placement
+        check_arrays("data", data)
+        if valid is not None:
+            if not source.is_memory(valid):
+                raise TypeError("valid is (x, y) or (x, y, weight) of arrays, where data are; stream=True streams both")
+            check_arrays("valid", valid)
+            valid = tuple(where.device_put(jnp.asarray(array)) for array in valid)
+        self.plan, self.hyper, self.valid = plan, hyper, valid
+        self.data = tuple(where.device_put(jnp.asarray(array)) for array in data)
+        self.n = len(self.data[0])
+        self.per_epoch: int | None = loop.steps_per_epoch(self.n, plan.batch_size)
+
+    def check_first_batch(self, params: Params) -> None:
+        """Raises what is wrong with network and data, before anything is compiled."""
+        batch = tuple(array[: self.plan.batch_size] for array in self.data)
+        check_batch(self.plan, params, batch, self.hyper)
+
+    def compile(self, run: loop.Run) -> None:
+        """Compiles the program by a call that takes no step."""
+        step = int(run.state.step)
+        jax.block_until_ready(self._advance(run, step, step, 0))
+
+    def pieces(
+        self, run: loop.Run, position: tuple[int, int], epochs: int, pause: Callable[[int], int]
+    ) -> Iterator[Piece]:
+        """The rest of the run; `pause(step)` is the number of the step before which a piece has to end."""
+        per_epoch = self.per_epoch
+        assert per_epoch is not None
+        step, size = position[0] * per_epoch + position[1], FIRST_PIECE
+        while step < epochs * per_epoch:
+            last = min(step + size, epochs * per_epoch, pause(step))
+            if last // per_epoch > step // per_epoch:
+                last -= last % per_epoch  # end with an epoch, where one fits
+            began = time.perf_counter()
+            before = run
+            run, rows, losses = self._advance(before, step, last, epochs)
+            losses = np.asarray(losses)[: last - step]
+            took = time.perf_counter() - began
+            ended = range(step // per_epoch, last // per_epoch)
+            rows = {name: np.asarray(values) for name, values in rows.items()}
+            yield Piece(
+                run,
+                losses,
+                [
+                    {"epoch": epoch + 1, "step": (epoch + 1) * per_epoch} | {k: float(v[i]) for k, v in rows.items()}
+                    for i, epoch in enumerate(ended)
+                ],
+                batches=self._batch_of(run),
+                replay=lambda to, before=before, step=step: self._advance(before, step, to, epochs)[0],
+                epoch=step // per_epoch,
+                first=step % per_epoch,
+                per_epoch=per_epoch,
+                position=divmod(last, per_epoch),
+            )
+            size = max(1, min(int((last - step) * PIECE_SECONDS / took), 16 * size, loop.MOST_STEPS))
+            step = last
+
+    def _advance(self, run: loop.Run, first: int, last: int, epochs: int) -> Any:
+        return loop.advance(self.plan, run, self.data, self.valid, self.hyper, first, last, epochs)
+
+    def _batch_of(self, run: loop.Run) -> Callable[[int], Any]:
+        def batch(step: int) -> Any:
+            epoch, i = divmod(step, self.per_epoch or 1)
+            rows = loop.order(self.plan, run.state.key, epoch, self.n)[i]
+            return tuple(array[rows] for array in self.data)
+
+        return batch
+
+
+class Stream:
+    """Data from the host: a piece is a chunk."""
+
+    def __init__(self, plan: loop.Plan, data: Any, valid: Any, hyper: Any, chunk_steps: int | None):
+        self.plan, self.hyper = plan, hyper
+        self.source = source.as_source(data, plan.batch_size, plan.shuffle)
+        self.valid = None if valid is None else source.as_source(valid, plan.valid_batch_size, False)
+        self.per_epoch = self.source.steps
+        # As in memory, there are weights only where batches need them; of an iterable that is not known before.
+        self.weighted = not isinstance(self.source, source.Indexed) or self.source.n % plan.batch_size != 0
+        self.chunk_steps = chunk_steps
+        if chunk_steps is not None:
+            check_count("chunk_steps", chunk_steps)
+
+    def check_first_batch(self, params: Params) -> None:
+        """Raises what is wrong with network and data, before anything is compiled."""
+        if isinstance(self.source, source.Streamed) and isinstance(self.source.source, Iterator):
+            self.chunk_steps = self.chunk_steps or 1  # looking at its first batch would use it up
+            return
+        first = next(self._chunks(jax.random.key(0), 0, 0, 1))
+        batch = tuple(array[0] for array in first.arrays)
+        check_batch(self.plan, params, batch, self.hyper)
+        size = sum(array.nbytes for array in batch)
+        most = self.per_epoch or CHUNK_STEPS
+        self.chunk_steps = self.chunk_steps or max(1, min(CHUNK_BYTES // size, CHUNK_STEPS, most))
+
+    def compile(self, run: loop.Run) -> None:
+        """Nothing: the first chunk is needed for it."""
+
+    def pieces(
+        self, run: loop.Run, position: tuple[int, int], epochs: int, pause: Callable[[int], int]
+    ) -> Iterator[Piece]:
+        """The rest of the run."""
+        step = int(run.state.step)
+        where = self.plan.recipe.placement
+        for epoch in range(position[0], epochs):
+            skip = position[1] if epoch == position[0] else 0
+            done = skip
+            make = lambda epoch=epoch, skip=skip: self._chunks(run.state.key, epoch, skip, self.chunk_steps or 1)  # noqa: E731
+            for chunk, arrays in source.prefetched(make, lambda chunk: where.put_chunk(chunk.arrays)):
+                before = run
+                run, losses = loop.advance_chunk(self.plan, before, arrays, self.hyper, chunk.steps)
+                done = chunk.first + chunk.steps
+                yield Piece(
+                    run,
+                    np.asarray(losses)[: chunk.steps],
+                    [],
+                    batches=lambda i, arrays=arrays, step=step: tuple(array[i - step] for array in arrays),
+                    replay=lambda to, before=before, arrays=arrays, step=step: loop.advance_chunk(
+                        self.plan, before, arrays, self.hyper, to - step
+                    )[0],
+                    epoch=epoch,
+                    first=chunk.first,
+                    per_epoch=self.per_epoch,
+                    position=(epoch, done),
+                )
+                step += chunk.steps
+            if not done:
+                raise DataStreamError(
+                    f"epoch {epoch + 1}: the data source has no batches"
+                    + (" left: give a list, or a function epoch -> iterable" if epoch else "")
+                )
+            values = {}
+            if self.valid is not None and ((epoch + 1) % self.plan.valid_every == 0 or epoch + 1 == epochs):
+                values = self._validate(run)
+            elif self.valid is not None:
+                values = {name: jnp.full((), jnp.nan) for name in ["loss", *dict(self.plan.recipe.metrics)]}
+            run, row = loop.end_epoch(self.plan, run, values)
+            rows = [{"epoch": epoch + 1, "step": step} | {name: float(value) for name, value in row.items()}]
+            yield Piece(run, np.zeros(0), rows, lambda i: None, lambda to: run, epoch, done, done, (epoch + 1, 0))
+
+    def _chunks(self, key: Key, epoch: int, skip: int, steps: int) -> Iterator[source.Chunk]:
+        return source.chunks(self.source, key, epoch, skip, self.plan.batch_size, steps, self.weighted)
+
+    def _validate(self, run: loop.Run) -> dict[str, jax.Array]:
+        assert self.valid is not None
+        return evaluate_source(self.plan, run.state.params, self.valid, self.hyper)
+
+
+def check_batch(plan: loop.Plan, params: Params, batch: Any, hyper: Any) -> None:
+    """Raises what is wrong with the first batch and the network, in the words of `funcnn.validate`."""
+    recipe = plan.recipe
+    validate(one_step.made(recipe.objective, hyper), params, one_step.prepared(recipe, batch))
+
+
+def check_arrays(name: str, data: Any) -> None:
+    """Raises unless `data` are arrays with one row for each example."""
+    if not source.is_memory(data):
+        raise TypeError(f"{name} is (x, y) or (x, y, weight) of arrays, got {type(data).__name__}")
+    shapes = [np.shape(array) for array in data]
+    if any(not shape or shape[0] != shapes[0][0] for shape in shapes) or not shapes[0][0]:
+        raise ValueError(f"{name}: x, y and weight have one row per example, at least one; got shapes {shapes}")
+
+
+def check_count(name: str, count: Any) -> None:
+    """Raises unless `count` is a positive integer."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"{name} is a positive integer, got {count!r}")
+
+
+def evaluate_source(plan: loop.Plan, params: Params, data: source.Source, hyper: Any) -> dict[str, jax.Array]:
+    """`loop.evaluate` of examples that come from the host."""
+    total: loop.Sums | None = None
+    size, where = plan.valid_batch_size, plan.recipe.placement
+    key = jax.random.key(0)  # nothing is shuffled here
+    make = lambda: source.chunks(data, key, 0, 0, size, 1, True)  # noqa: E731
+    for _, arrays in source.prefetched(make, lambda chunk: where.put_chunk(chunk.arrays)):
+        sums = loop.evaluate_chunk(plan, params, tuple(array[0] for array in arrays), hyper)
+        total = sums if total is None else loop.add(total, sums)
+    if total is None:
+        raise DataStreamError("the validation data have no batches left: give a list, or a function epoch -> iterable")
+    return loop.finish(plan, params, total, hyper)
