@@ -14,6 +14,8 @@ from funcnn.compose import Serial as Serial
 from funcnn.description import Description as Description
 from funcnn.description import from_json as from_json
 from funcnn.description import to_json as to_json
+from funcnn.export import Exported as Exported
+from funcnn.export import export as export
 from funcnn.graph import Graph as Graph
 from funcnn.graph import Node as Node
 from funcnn.initializers import Init as Init

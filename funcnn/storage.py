@@ -66,11 +66,16 @@ def save(path: str | os.PathLike[str], net: Layer, params: Params) -> None:
     for name, array in tensors.items():
         if array.dtype.name not in _DTYPES.values():
             raise TypeError(f"params {name!r} is {array.dtype}, which the format has no name for")
+    write_whole(path, safetensors.numpy.save(tensors, metadata))
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
     target = pathlib.Path(path)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
     try:
         with unfinished.open("wb") as file:
-            file.write(safetensors.numpy.save(tensors, metadata))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(target)
@@ -121,7 +126,8 @@ def load(
         return net, params
     if "net" not in metadata:
         raise StorageError(
-            f"{where}: its network has no description ({metadata.get('no net')}); give it: load(path, net={metadata.get('repr')})"
+            f"{where}: its network has no description ({metadata.get('no net')}); "
+            f"give it: load(path, net={metadata.get('repr')})"
         )
     try:
         made = from_json(metadata["net"], types)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from funcnn.initializers import Initializer, draw
 from funcnn.layer import (
@@ -66,9 +67,17 @@ class Dense(Layer):
         shapes = {"w": (-1, self.features), "b": (self.features,)} if self.bias else {"w": (-1, self.features)}
         check_params(self, params, shapes)
         check_last_axis(self, x, params["w"].shape[0])
-        z = x @ params["w"]
+        z = product(x, params["w"])
         return z + against(params["b"], z) if self.bias else z
 
     def out_shape(self, in_shape: Shape) -> Shape:
         last_axis(self, in_shape)
         return (*in_shape[:-1], self.features)
+
+
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x w. Where x's last axis is split over a mesh with explicit axes, it has to be said where the result lives."""
+    spec = jax.typeof(x).sharding.spec
+    if not spec or spec[-1] is None:
+        return x @ w
+    return jnp.matmul(x, w, out_sharding=jax.P(*spec[:-1], *jax.typeof(w).sharding.spec[1:]))

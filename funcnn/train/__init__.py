@@ -10,9 +10,11 @@ from funcnn.train.fit import accuracy as accuracy
 from funcnn.train.fit import evaluate as evaluate
 from funcnn.train.fit import fit as fit
 from funcnn.train.history import History as History
+from funcnn.train.many import Ensemble as Ensemble
+from funcnn.train.many import fit_many as fit_many
 from funcnn.train.max_norm import max_norm as max_norm
 from funcnn.train.placement import by_features as by_features
 from funcnn.train.placement import fully_sharded as fully_sharded
-from funcnn.train.step import State as State
-from funcnn.train.step import start as start
-from funcnn.train.step import step as step
+from funcnn.train.steps import State as State
+from funcnn.train.steps import start as start
+from funcnn.train.steps import step as step

@@ -22,7 +22,7 @@ from funcnn.description import to_json
 from funcnn.layer import Layer
 from funcnn.storage import shapes
 from funcnn.train import loop
-from funcnn.train import step as one_step
+from funcnn.train import steps as one_step
 from funcnn.train.errors import CheckpointError
 from funcnn.train.history import Recorder
 from funcnn.train.shuffle import mix
@@ -78,13 +78,8 @@ class Keeper:
             from orbax.checkpoint.checkpoint_managers import preservation_policy as policy  # noqa: PLC0415
         except ImportError as error:
             raise ImportError("checkpoints need Orbax; install it with: pip install 'funcnn[checkpoint]'") from error
-        self.ocp, self.checkpoints, self.plan, self.identity, self.per_epoch = (
-            ocp,
-            checkpoints,
-            plan,
-            identity,
-            per_epoch,
-        )
+        self.ocp, self.checkpoints, self.plan = ocp, checkpoints, plan
+        self.identity, self.per_epoch = identity, per_epoch
         self.directory = pathlib.Path(checkpoints.directory).expanduser().resolve()
         kept: list[Any] = [policy.LatestN(checkpoints.keep)]
         if checkpoints.best is not None:
@@ -103,7 +98,6 @@ class Keeper:
             ),
         )
         self.newest = self.manager.latest_step()
-        self._saved_epochs = 0
 
     @classmethod
     def open(cls, checkpoints: Checkpoints, plan: loop.Plan, feed: Any, run: loop.Run) -> "Keeper":
@@ -113,9 +107,9 @@ class Keeper:
             "network": description(objective.net),
             "loss": description(objective.loss),
             "penalty": None if objective.penalty is None else description(objective.penalty),
-            "batch_size": plan.batch_size,
+            "batch_size": plan.batch_size * jax.process_count(),
             "shuffle": plan.shuffle,
-            "examples": getattr(feed, "n", None),
+            "examples": None if feed.n is None else feed.n * jax.process_count(),
             "metrics": [name for name, _ in plan.recipe.metrics],
             "early stopping": [plan.monitor, plan.maximize, plan.patience, plan.min_delta],
             "hyper": {name: float(value) for name, value in feed.hyper.items()},
@@ -129,16 +123,11 @@ class Keeper:
         every = [self.checkpoints.every_steps or 0, (self.checkpoints.every_epochs or 0) * (self.per_epoch or 0)]
         return min((step - step % n + n for n in every if n), default=2**31)
 
-    def due(self, step: int, epoch_ended: bool) -> bool:
-        """Whether the run is to be saved after `step` steps."""
+    def due(self, step: int, epoch_ended: int | None) -> bool:
+        """Whether the run is to be saved after `step` steps, where an epoch of this number, if any, has just ended."""
         steps, epochs = self.checkpoints.every_steps, self.checkpoints.every_epochs
-        self._saved_epochs += epoch_ended and not self.per_epoch
-        by_epoch = epochs is not None and (
-            step % (epochs * self.per_epoch) == 0
-            if self.per_epoch
-            else epoch_ended and self._saved_epochs % epochs == 0
-        )
-        return bool(by_epoch or (steps and step // steps > (self.newest or 0) // steps))
+        by_epoch = epochs is not None and epoch_ended is not None and epoch_ended % epochs == 0
+        return by_epoch or (steps is not None and step // steps > (self.newest or 0) // steps)
 
     def save(self, run: loop.Run, recorder: Recorder, position: tuple[int, int], row: dict[str, float]) -> None:
         """Begins to write a checkpoint; the writing goes on while the run does."""
@@ -184,8 +173,8 @@ class Keeper:
                 )
                 self._set_aside(step)
                 continue
-            recorder = Recorder(body["rows"], [arrays.pop("losses")[1:]], body["compile_seconds"])
-            recorder.step_loss = [np.asarray(recorder.step_loss[0])]
+            losses = np.asarray(arrays.pop("losses"))[1:]
+            recorder = Recorder(body["rows"], [losses], body["compile_seconds"])
             leaves = list(arrays.values())
             self.newest = step
             return from_plain_arrays(like, leaves), recorder, tuple(body["position"])

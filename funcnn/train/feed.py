@@ -1,6 +1,7 @@
 """Where a run's steps come from: data on the device, or batches from the host; in pieces of one dispatch each."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from funcnn.layer import Key, Params
 from funcnn.objective import validate
 from funcnn.train import loop, source
-from funcnn.train import step as one_step
+from funcnn.train import steps as one_step
 from funcnn.train.errors import DataStreamError
 
 PIECE_SECONDS = 0.5  # how long one dispatch lasts: how often there is news, and how soon an interrupt is heard
@@ -49,7 +51,7 @@ class Memory:
             valid = tuple(where.device_put(jnp.asarray(array)) for array in valid)
         self.plan, self.hyper, self.valid = plan, hyper, valid
         self.data = tuple(where.device_put(jnp.asarray(array)) for array in data)
-        self.n = len(self.data[0])
+        self.n: int | None = len(self.data[0])
         self.per_epoch: int | None = loop.steps_per_epoch(self.n, plan.batch_size)
 
     def check_first_batch(self, params: Params) -> None:
@@ -68,7 +70,7 @@ class Memory:
         """The rest of the run; `pause(step)` is the number of the step before which a piece has to end."""
         per_epoch = self.per_epoch
         assert per_epoch is not None
-        step, size = position[0] * per_epoch + position[1], FIRST_PIECE
+        step, size = position[0] * per_epoch + position[1], min(FIRST_PIECE, loop.MOST_STEPS)
         while step < epochs * per_epoch:
             last = min(step + size, epochs * per_epoch, pause(step))
             if last // per_epoch > step // per_epoch:
@@ -79,7 +81,8 @@ class Memory:
             losses = np.asarray(losses)[: last - step]
             took = time.perf_counter() - began
             ended = range(step // per_epoch, last // per_epoch)
-            rows = {name: np.asarray(values) for name, values in rows.items()}
+            # By name in the order of reading: a compiled function returns a dict sorted by name.
+            rows = {name: np.asarray(rows[name]) for name in loop.row_names(self.plan, self.valid is not None)}
             yield Piece(
                 run,
                 losses,
@@ -116,9 +119,11 @@ class Stream:
         self.plan, self.hyper = plan, hyper
         self.source = source.as_source(data, plan.batch_size, plan.shuffle)
         self.valid = None if valid is None else source.as_source(valid, plan.valid_batch_size, False)
+        self.n = self.source.n
         self.per_epoch = self.source.steps
         # As in memory, there are weights only where batches need them; of an iterable that is not known before.
-        self.weighted = not isinstance(self.source, source.Indexed) or self.source.n % plan.batch_size != 0
+        self.weighted = self.n is None or self.n % plan.batch_size != 0
+        _check_processes(self.n)
         self.chunk_steps = chunk_steps
         if chunk_steps is not None:
             check_count("chunk_steps", chunk_steps)
@@ -142,12 +147,12 @@ class Stream:
         self, run: loop.Run, position: tuple[int, int], epochs: int, pause: Callable[[int], int]
     ) -> Iterator[Piece]:
         """The rest of the run."""
-        step = int(run.state.step)
+        step, key = int(run.state.step), run.state.key
         where = self.plan.recipe.placement
         for epoch in range(position[0], epochs):
             skip = position[1] if epoch == position[0] else 0
             done = skip
-            make = lambda epoch=epoch, skip=skip: self._chunks(run.state.key, epoch, skip, self.chunk_steps or 1)  # noqa: E731
+            make = functools.partial(self._chunks, key, epoch, skip, self.chunk_steps or 1)
             for chunk, arrays in source.prefetched(make, lambda chunk: where.put_chunk(chunk.arrays)):
                 before = run
                 run, losses = loop.advance_chunk(self.plan, before, arrays, self.hyper, chunk.steps)
@@ -177,8 +182,9 @@ class Stream:
             elif self.valid is not None:
                 values = {name: jnp.full((), jnp.nan) for name in ["loss", *dict(self.plan.recipe.metrics)]}
             run, row = loop.end_epoch(self.plan, run, values)
-            rows = [{"epoch": epoch + 1, "step": step} | {name: float(value) for name, value in row.items()}]
-            yield Piece(run, np.zeros(0), rows, lambda i: None, lambda to: run, epoch, done, done, (epoch + 1, 0))
+            names = loop.row_names(self.plan, self.valid is not None)
+            rows = [{"epoch": epoch + 1, "step": step} | {name: float(row[name]) for name in names}]
+            yield Piece(run, np.zeros(0), rows, _no_step, _no_step, epoch, done, done, (epoch + 1, 0))
 
     def _chunks(self, key: Key, epoch: int, skip: int, steps: int) -> Iterator[source.Chunk]:
         return source.chunks(self.source, key, epoch, skip, self.plan.batch_size, steps, self.weighted)
@@ -186,6 +192,18 @@ class Stream:
     def _validate(self, run: loop.Run) -> dict[str, jax.Array]:
         assert self.valid is not None
         return evaluate_source(self.plan, run.state.params, self.valid, self.hyper)
+
+
+def _check_processes(n: int | None) -> None:
+    """Raises where processes that train together have different numbers of examples: some would wait for ever."""
+    if jax.process_count() > 1:
+        everyones = multihost_utils.process_allgather(np.array([-1 if n is None else n])).ravel().tolist()
+        if len(set(everyones)) > 1:
+            raise ValueError(f"each process gives as many examples as the others, got {everyones}")
+
+
+def _no_step(step: int) -> Any:
+    raise AssertionError(f"a piece without steps was asked for step {step}")
 
 
 def check_batch(plan: loop.Plan, params: Params, batch: Any, hyper: Any) -> None:
@@ -214,7 +232,7 @@ def evaluate_source(plan: loop.Plan, params: Params, data: source.Source, hyper:
     total: loop.Sums | None = None
     size, where = plan.valid_batch_size, plan.recipe.placement
     key = jax.random.key(0)  # nothing is shuffled here
-    make = lambda: source.chunks(data, key, 0, 0, size, 1, True)  # noqa: E731
+    make = functools.partial(source.chunks, data, key, 0, 0, size, 1, True)
     for _, arrays in source.prefetched(make, lambda chunk: where.put_chunk(chunk.arrays)):
         sums = loop.evaluate_chunk(plan, params, tuple(array[0] for array in arrays), hyper)
         total = sums if total is None else loop.add(total, sums)

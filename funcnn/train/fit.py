@@ -13,13 +13,13 @@ import optax
 from funcnn.layer import Key, Params
 from funcnn.objective import Objective
 from funcnn.train import loop, source
-from funcnn.train import step as one_step
+from funcnn.train import steps as one_step
 from funcnn.train.checkpoint import Checkpoints
 from funcnn.train.feed import Memory, Stream, check_arrays, check_count, evaluate_source
 from funcnn.train.history import History
 from funcnn.train.placement import ParamSharding, place
 from funcnn.train.progress import JsonLines, as_progress
-from funcnn.train.step import Augment, Hyper, Metric, Prepare, Recipe, State
+from funcnn.train.steps import Augment, Hyper, Metric, Prepare, Recipe, State
 from funcnn.train.trainer import Trainer
 from funcnn.wrappers import Cast
 
@@ -135,13 +135,14 @@ def fit(
     Example:
         >>> import jax, optax, funcnn as fnn
         >>> (x, y), valid = fnn.data.load_digits().arrays()
-        >>> objective = fnn.Objective(fnn.Serial(fnn.Dense(64), fnn.Relu(), fnn.Dense(10)), fnn.losses.softmax_cross_entropy)
-        >>> params = objective.net.init(jax.random.key(0), (64,))
+        >>> net = fnn.Serial(fnn.Dense(64), fnn.Relu(), fnn.Dense(10))
+        >>> objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
+        >>> params = net.init(jax.random.key(0), (64,))
         >>> state, history = fnn.train.fit(
-        ...     objective, optax.adam(1e-2), params, (x, y), epochs=5, batch_size=32, key=jax.random.key(1),
+        ...     objective, optax.adam(1e-2), params, (x, y), epochs=10, batch_size=32, key=jax.random.key(1),
         ...     valid=valid, metrics={"accuracy": fnn.train.accuracy}, progress=None)
         >>> print(state.step, history["valid accuracy"][-1] > 0.95)
-        215 True
+        430 True
 
     Source: Goodfellow, Bengio and Courville, Deep Learning (2016), algorithm 8.1.
     """
@@ -232,8 +233,8 @@ def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Whether each example is classified rightly: 1 or 0, a metric for `fit`.
 
     Args:
-        outputs: logits or probabilities (N, K): the largest is the answer; or, for two classes, one logit (N,) or (N, 1):
-            its sign is.
+        outputs: logits or probabilities (N, K): the largest is the answer; or, for two classes, one logit (N,) or
+            (N, 1): its sign is.
         targets: class numbers (N,), or one-hot or probabilities (N, K); for two classes 0 and 1, or -1 and 1.
 
     Returns:
@@ -259,7 +260,7 @@ def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def cast_objective(objective: Any, compute_dtype: str | None) -> Any:
-    """The objective whose network runs in another dtype; the same function for the same arguments, so that it caches."""
+    """The objective whose network runs in another dtype; the same value for the same arguments, so that it caches."""
     if compute_dtype is None:
         return objective
     if isinstance(objective, Objective):
@@ -293,6 +294,8 @@ def monitoring(stopping: EarlyStopping | None, valid: Any, metrics: Iterable[str
     """What of a `Plan` early stopping decides, checked."""
     if stopping is None:
         return {"monitor": None, "maximize": False, "patience": 1, "min_delta": 0.0}
+    if not isinstance(stopping, EarlyStopping):
+        raise TypeError(f"early_stopping is a train.EarlyStopping, such as EarlyStopping(patience=5), got {stopping!r}")
     names = ["loss", *metrics]
     known = names + ([f"valid {name}" for name in names] if valid is not None else [])
     if stopping.monitor not in known:

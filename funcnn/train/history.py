@@ -16,7 +16,7 @@ from funcnn.table import Table
 class History(Mapping[str, np.ndarray]):
     """One number for each epoch and name: `history["loss"]`.
 
-    "epoch" counts from 1, "step" is how many steps were taken at its end, "seconds" since training began. "loss" and the
+    "epoch" counts from 1, "step" is how many steps were taken at its end, "seconds" how long they took. "loss" and the
     metrics are means over the epoch's examples, each as the step saw it that trained on it; "valid loss" and so on are
     of the validation examples at the epoch's end, NaN where there was no validation.
 
@@ -32,9 +32,10 @@ class History(Mapping[str, np.ndarray]):
         >>> objective = fnn.Objective(fnn.Dense(1, w_init="zeros"), fnn.losses.squared_error)
         >>> params = objective.net.init(jax.random.key(0), (1,))
         >>> state, history = fnn.train.fit(
-        ...     objective, optax.sgd(0.1), params, (x, 2 * x), epochs=3, batch_size=8, key=jax.random.key(1), progress=None)
+        ...     objective, optax.sgd(0.1), params, (x, 2 * x), epochs=3, batch_size=8, key=jax.random.key(1),
+        ...     progress=None)
         >>> print(history["epoch"], history["loss"].round(2))
-        [1 2 3] [1.71 1.41 1.15]
+        [1 2 3] [1.71 1.43 1.2 ]
     """
 
     arrays: dict[str, np.ndarray]

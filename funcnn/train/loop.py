@@ -1,8 +1,8 @@
 """The compiled part of training: many steps, whole epochs and their evaluation as one program.
 
-One function, `advance`, runs the steps first..last-1 of a run, wherever they lie: in the middle of an epoch or over many
-of them. `first` and `last` are arguments of the compiled program, so that it is traced once for the whole run, and a run
-that is cut into other pieces, or resumed, takes the same steps to the last bit.
+One function, `advance`, runs the steps first..last-1 of a run, wherever they lie: in the middle of an epoch or over
+many of them. `first` and `last` are arguments of the compiled program, so that it is traced once for the whole run, and
+a run that is cut into other pieces, or resumed, takes the same steps to the last bit.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from jax import lax
 
 from funcnn.layer import Params
 from funcnn.objective import weighted_mean
-from funcnn.train import step as one_step
+from funcnn.train import steps as one_step
 from funcnn.train.shuffle import permutation
-from funcnn.train.step import Hyper, Recipe, State
+from funcnn.train.steps import Hyper, Recipe, State
 
 Arrays = tuple[jax.Array, ...]  # (x, y) or (x, y, weight), all examples of a data set
 Sums = dict[str, jax.Array]
 
-# The longest piece that one call runs: the length of the array that it returns the losses in. Pieces are chosen by time.
+# The longest piece that one call runs: the length of the array that the losses are returned in.
 MOST_STEPS = 2**14
 
 BETTER, STOPPED = "better", "stopped"  # in an epoch's row with early stopping: 1 for yes

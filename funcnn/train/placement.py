@@ -85,7 +85,7 @@ class Placement:
         return jax.tree.unflatten(treedef, placed)
 
     def put_chunk(self, arrays: tuple[Any, ...]) -> tuple[jax.Array, ...]:
-        """Host arrays (steps, batch_size, ...) on the devices; of several processes each gives its part of each batch."""
+        """Host arrays (steps, batch_size, ...) on the devices; of several processes each gives its part of a batch."""
         if self.mesh is None:
             return tuple(map(jnp.asarray, arrays))
         divides = arrays[0].shape[1] * jax.process_count() % self.mesh.shape[self.axis] == 0
@@ -98,13 +98,13 @@ class Placement:
         """The context that programs on the mesh are traced in."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-    def device_put(self, tree: Any, specs: tuple[P, ...] | P = P()) -> Any:
-        """Concrete arrays, put where they belong; of several processes each gives the whole."""
+    def device_put(self, tree: Any, specs: tuple[P, ...] | None = None) -> Any:
+        """Concrete arrays, put where they belong (None: on every device); of several processes each gives the whole."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
         leaves, treedef = jax.tree.flatten(tree)
-        specs = (specs,) * len(leaves) if isinstance(specs, P) else specs
-        put = [jax.device_put(leaf, NamedSharding(self.mesh, s)) for leaf, s in zip(leaves, specs, strict=True)]
+        specs = (P(),) * len(leaves) if specs is None else specs
+        put = [_device_put(leaf, NamedSharding(self.mesh, s)) for leaf, s in zip(leaves, specs, strict=True)]
         return jax.tree.unflatten(treedef, put)
 
 
@@ -120,7 +120,7 @@ def place(
         raise TypeError(f"mesh is a mesh of devices, as jax.make_mesh gives it, got {mesh!r}")
     if len(set(mesh.axis_types)) > 1 or AxisType.Manual in mesh.axis_types:
         raise ValueError(f"the mesh's axes are all Auto or all Explicit, got {mesh.axis_types}")
-    axis = mesh.axis_names[0] if axis is None else axis
+    axis = str(mesh.axis_names[0]) if axis is None else axis
     if axis not in mesh.shape:
         raise ValueError(f"batch_axis is one of the mesh's axes {mesh.axis_names}, got {axis!r}")
     specs = sharding(params, mesh) if callable(sharding) else sharding
@@ -157,7 +157,7 @@ def fully_sharded(axis: str) -> Callable[[Params, Mesh], Specs]:
         >>> import jax, jax.numpy as jnp, funcnn as fnn
         >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         >>> fnn.train.fully_sharded("data")({"w": jnp.zeros((4, 6))}, mesh)
-        {'w': PartitionSpec(None, 'data')}
+        {'w': P(None, 'data')}
 
     Source: Rajbhandari et al., ZeRO (2020), stage 3.
     """
@@ -194,7 +194,7 @@ def by_features(axis: str) -> Callable[[Params, Mesh], Specs]:
         >>> net = fnn.Serial(fnn.Dense(4), fnn.Relu(), fnn.Dense(3))
         >>> specs = fnn.train.by_features("model")(net.init(jax.random.key(0), (2,)), mesh)
         >>> specs[0]["w"], specs[2]["w"]
-        (PartitionSpec(None, 'model'), PartitionSpec('model',))
+        (P(None, 'model'), P('model',))
 
     Source: Shoeybi et al., Megatron-LM (2019), section 3.
     """
@@ -230,6 +230,14 @@ def without(spec: P, axis: str) -> P:
         return None if entry == axis else entry
 
     return P(*map(rest, spec))
+
+
+def _device_put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.device_put(leaf, sharding)
+    # Random keys cannot be put on other processes' devices as they are, but the integers that they are made of can.
+    data = jax.device_put(jax.random.key_data(leaf), sharding)
+    return jax.jit(jax.random.wrap_key_data, static_argnames="impl")(data, impl=jax.random.key_impl(leaf))
 
 
 def _at(tree: Any, path: tuple[Any, ...]) -> Any:

@@ -39,7 +39,8 @@ def as_progress(progress: Any) -> Progress:
     if all(callable(getattr(progress, name, None)) for name in ("begin", "update", "end")):
         return progress
     raise TypeError(
-        f'progress is "auto", "bar", "lines", None for silence, or an object with begin, update and end, got {progress!r}'
+        'progress is "auto", "bar", "lines", None for silence, or an object with begin, update and end, '
+        f"got {progress!r}"
     )
 
 

@@ -11,8 +11,8 @@ ROUNDS = 16  # at 12 the 720 orders of six examples are not yet equally frequent
 def permutation(key: jax.Array, n: int) -> jax.Array:
     """A random permutation of 0..n-1, by a Feistel cipher on a grid instead of a sort.
 
-    Number v is the cell (l, r) = (v mod a, v div a) of a grid of a b >= n cells. Each round moves it in a way that can be
-    undone, l <- l + f(r) mod a and then r <- r + g(l) mod b, with hash functions f and g that `key` chooses; so the
+    Number v is the cell (l, r) = (v mod a, v div a) of a grid of a b >= n cells. Each round moves it in a way that can
+    be undone, l <- l + f(r) mod a and then r <- r + g(l) mod b, with hash functions f and g that `key` chooses; so the
     cells are permuted. What lands at n or beyond is moved again until it does not.
 
     Where `jax.random.permutation` sorts random numbers, this is some arithmetic for each number: on two CPU cores about

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from funcnn.data.shards import Shards
 from funcnn.train.errors import DataStreamError
 from funcnn.train.loop import steps_per_epoch
 from funcnn.train.shuffle import permutation
-from funcnn.train.step import order_key
+from funcnn.train.steps import order_key
 
 AHEAD = 2  # chunks that wait, ready, while one is trained on
 
@@ -31,7 +31,7 @@ class Indexed:
 
     def __init__(self, arrays: Sequence[Any], batch_size: int, shuffle: bool):
         self.arrays, self.batch_size, self.shuffle = tuple(arrays), batch_size, shuffle
-        self.n = len(arrays[0])
+        self.n: int | None = len(arrays[0])
         self.steps: int | None = steps_per_epoch(self.n, batch_size)
         self._permutation = jax.jit(permutation, static_argnums=1)
 
@@ -47,7 +47,7 @@ class Streamed:
     """An iterable of batches, gone through once in every epoch; or a function of the epoch's number that gives one."""
 
     def __init__(self, batches: Iterable[Any] | Callable[[int], Iterable[Any]]):
-        self.source = batches
+        self.source, self.n = batches, None
         self.steps: int | None = len(batches) if isinstance(batches, Sequence) else None
 
     def batches(self, key: jax.Array, epoch: int, skip: int) -> Iterator[tuple[np.ndarray, ...]]:
@@ -73,7 +73,7 @@ def as_source(data: Any, batch_size: int, shuffle: bool) -> Source:
     if _are_arrays(data):
         return Indexed(data, batch_size, shuffle)
     if callable(data) or isinstance(data, Iterable):
-        return Streamed(data)
+        return Streamed(cast(Any, data))
     raise TypeError(
         "data is (x, y) or (x, y, weight) of arrays, data.Shards(directory), an iterable of batches, or a function "
         f"epoch -> iterable of batches; got {type(data).__name__}"
@@ -169,7 +169,7 @@ def _checked(batch: Any, like: tuple[np.ndarray, ...] | None, batch_size: int, w
         raise DataStreamError(f"{where}: a batch is (x, y) or (x, y, weight), got {got}")
     arrays = tuple(np.asarray(array) for array in batch)
     names = ("x", "y", "weight")
-    for name, array in zip(names, arrays, strict=False):
+    for array in arrays:
         if not array.ndim or array.shape[0] != arrays[0].shape[0] or not array.shape[0]:
             shapes = ", ".join(f"{n} {a.shape}" for n, a in zip(names, arrays, strict=False))
             raise DataStreamError(f"{where}: x, y and weight have one row per example, got {shapes}")

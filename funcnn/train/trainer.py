@@ -6,13 +6,13 @@ import time
 import numpy as np
 
 from funcnn.train import loop, nonfinite
-from funcnn.train import step as one_step
+from funcnn.train import steps as one_step
 from funcnn.train.checkpoint import Checkpoints, Keeper
 from funcnn.train.errors import NonFiniteError, TrainingError
 from funcnn.train.feed import Memory, Piece, Stream
 from funcnn.train.history import History, Recorder
 from funcnn.train.progress import JsonLines, Progress
-from funcnn.train.step import State
+from funcnn.train.steps import State
 
 
 @dataclasses.dataclass
@@ -68,7 +68,7 @@ class Trainer:
                 first = int(last_good[0].state.step)
                 recorder.step_loss.append(piece.losses)
                 for new in piece.rows:
-                    share = (new["step"] - first) / max(1, len(piece.losses))
+                    share = (new["step"] - first) / len(piece.losses) if len(piece.losses) else 1
                     row = {
                         "epoch": new["epoch"],
                         "step": new["step"],
@@ -87,7 +87,9 @@ class Trainer:
                 if row.get(loop.STOPPED):
                     keep = int(row["step"]) - sum(map(len, recorder.step_loss))
                     recorder.step_loss = [np.concatenate(recorder.step_loss)[: keep or None]]
-                if keeper is not None and (keeper.due(done, bool(piece.rows)) or row.get(loop.STOPPED)):
+                if keeper is not None and (
+                    keeper.due(done, int(row["epoch"]) if piece.rows else None) or row.get(loop.STOPPED)
+                ):
                     keeper.save(run, recorder, position, row)
                 if row.get(loop.STOPPED):
                     break
@@ -115,8 +117,8 @@ class Trainer:
         path, what = nonfinite.first_nonfinite(objective, run.state.params, batch, key)
         later = "" if step == failed else f" (the loss itself, {failed - step} steps later)"
         error = NonFiniteError(
-            f"the loss is {loss} in epoch {piece.epoch + epoch + 1}, step {i + 1} of it (step {step + 1} of the run){later}; "
-            f"the first number that is not finite is in {what}. error.state holds the state before that step, "
+            f"the loss is {loss} in epoch {piece.epoch + epoch + 1}, step {i + 1} of it (step {step + 1} of the run)"
+            f"{later}; the first number that is not finite is in {what}. error.state holds the state before that step, "
             "error.batch its batch; a smaller learning rate or optax.clip_by_global_norm may help"
         )
         error.step, error.epoch, error.path, error.batch = step, piece.epoch + epoch + 1, path, batch

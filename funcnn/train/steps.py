@@ -25,6 +25,8 @@ GRADIENTS: dict[str, Callable[..., Any]] = {"autodiff": jax.value_and_grad, "bac
 _AUGMENT = 2**32 - 1
 _ORDER = 2**32 - 2
 
+ONE_DEVICE = Placement()
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +123,7 @@ def step(
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All of a step that is fixed while a program runs. It hashes, so that it is a static argument of compiled functions.
+    """All of a step that is fixed while a program runs. It hashes, so that it can be a static argument of `jit`.
 
     `objective` and `optimizer` may be functions of hyper-parameters that return them (see `made`).
     """
@@ -132,7 +134,7 @@ class Recipe:
     metrics: tuple[tuple[str, Metric], ...]
     augment: tuple[Augment, ...]
     prepare: Prepare | None
-    placement: Placement = Placement()
+    placement: Placement = ONE_DEVICE
 
     @classmethod
     def of(
@@ -155,14 +157,14 @@ class Recipe:
             raise TypeError("the objective has an aux, which training has no use for: pass metrics={name: function}")
         if not (callable(gradient) or gradient in GRADIENTS):
             raise TypeError(
-                f"gradient is one of {', '.join(map(repr, GRADIENTS))} or a function of jax.value_and_grad's signature, "
-                f"got {gradient!r}"
+                f"gradient is one of {', '.join(map(repr, GRADIENTS))}, or a function of the signature of "
+                f"jax.value_and_grad, got {gradient!r}"
             )
         metrics = dict(metrics or {})
         for name, function in metrics.items():
             if not callable(function) or name in RESERVED or name.startswith("valid "):
                 raise TypeError(
-                    f"metrics are functions (outputs, targets) -> (N,) by a name that is not one of {sorted(RESERVED)}, "
+                    f"metrics are functions (outputs, targets) -> (N,) by a name that is none of {sorted(RESERVED)}, "
                     f"got {name!r}: {function!r}"
                 )
         augment = tuple(augment) if isinstance(augment, Iterable) else (augment,)

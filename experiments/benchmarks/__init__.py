@@ -1,0 +1,1 @@
+"""Benchmarks against other libraries. `python -m experiments.benchmarks.peers` compares training loops."""
