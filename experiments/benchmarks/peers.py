@@ -1,8 +1,8 @@
 """`fit` trains as fast as a bare JAX scan, and faster than the training loops of other libraries.
 
 Each library trains the same relu networks on the same examples with Adam, in the idiom of its own documentation and in
-a process of its own. Blocks of training take turns, each from the start and about equally long; ratios of steps/s are
-taken within a round. Shuffling and metrics are timed, compilation is apart.
+a process of its own. Blocks of training take turns, each from the first weights and about equally long; ratios of
+steps/s are taken within a round. Shuffling and metrics are timed, compilation is apart.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Config:
     rounds: int = 12
     """Blocks of training for each library; all take turns."""
     block_s: float = 1.0
-    """Length of a block, about: it is whole epochs."""
+    """Length of a block, about: it is whole epochs, at least three."""
     out: Annotated[pathlib.Path, tyro.conf.arg(aliases=("--out-dir",))] = pathlib.Path("out")
     """Directory for the figure and the record; made if it is missing."""
     smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

@@ -84,8 +84,8 @@ def verdict(result: dict[str, Any]) -> str:
         rival = f"the best peer, {rival}" if row["kind"] == "best peer" else f"the {rival}"
         ratio, reached = row["ratio"], "[green]reached[/green]" if row["reached"] else "[bold red]missed[/bold red]"
         lines.append(
-            f"  {LIBRARIES[row['fit']].label} / {rival}: {ratio['median']:.2f} "
-            f"({ratio['low']:.2f} to {ratio['high']:.2f}), mark {row['mark']:.2f}: {reached}"
+            f"  {LIBRARIES[row['fit']].label} / {rival}: {ratio['median']:.3f} "
+            f"({ratio['low']:.3f} to {ratio['high']:.3f}), mark {row['mark']:.2f}: {reached}"
         )
     if matmul := result["matmul_flops_per_s"]:
         lines.append(f"  matmul: share of the machine's float32 matrix products, {matmul['median'] / 1e9:.0f} Gflop/s")
@@ -106,6 +106,8 @@ def draw(path: pathlib.Path, results: list[dict[str, Any]]) -> None:
     columns = min(2, len(results))
     lines = -(-len(results) // columns)
     with figure(path, 5.5 * columns, 1 + lines * (1 + 0.27 * len(names))) as fig:
+        layout: Any = fig.get_layout_engine()
+        layout.set(h_pad=0.12)
         panels = fig.subplots(lines, columns, sharey=True, squeeze=False).flat
         fig.suptitle("Training loops with shuffling and metrics: more is faster", x=0.01, ha="left", fontweight="bold")
         for result, axes in zip(results, panels, strict=False):
@@ -123,9 +125,10 @@ def draw(path: pathlib.Path, results: list[dict[str, Any]]) -> None:
                 spread = [[middle - ratio["low"]], [ratio["high"] - middle]]
                 axes.barh(place, middle, 0.75, color=color, xerr=spread, ecolor="#444444")
                 text = f" {_per_second(row['steps_per_s']['median'])}/s"
-                axes.text(ratio["high"], place, text, va="center", fontsize=8)
+                around = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}
+                axes.text(ratio["high"], place, text, va="center", fontsize=8, bbox=around)
             kind = "regression" if result["regression"] else "classification"
-            axes.set(title=f"{result['network']}, batch {result['batch']}, {kind}")
+            axes.set_title(f"{result['network']}, batch {result['batch']}, {kind}")
             axes.set_xlabel(f"steps/s over those of the {LIBRARIES[unit].label}{mark}")
             axes.margins(x=0.18)
             axes.grid(visible=False, axis="y")

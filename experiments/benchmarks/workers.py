@@ -19,6 +19,8 @@ ROOT = pathlib.Path(experiments.__path__[0]).parent
 # Each build compiles, also where an earlier run has left the result in a cache.
 COLD = {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 
+LEAST_EPOCHS = 3  # in a block, so that it is not the start of a training that is measured
+
 
 class Library(NamedTuple):
     """A training loop to measure."""
@@ -144,15 +146,15 @@ def workers(names: list[str], network: Network) -> Iterator[tuple[dict[str, Work
 
 
 def epochs_for(train: Callable[[int], float], seconds: float, block_s: float) -> int:
-    """How many epochs last about `block_s`, where the last training, of one epoch, took `seconds`.
+    """How many epochs last about `block_s`, at least LEAST_EPOCHS, where a training of one epoch took `seconds`.
 
-    `train(epochs)` returns its seconds. A training of one epoch is no measure of many where calls have a cost.
+    `train(epochs)` returns its seconds. A training of one epoch is no measure of many where its start has a cost.
     """
     epochs = 1
     while seconds < block_s / 2:
         epochs = min(16 * epochs, max(epochs + 1, round(epochs * block_s / seconds)))
         seconds = train(epochs)
-    return max(1, round(epochs * block_s / seconds))
+    return max(LEAST_EPOCHS, round(epochs * block_s / seconds))
 
 
 def take_turns(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:

@@ -134,14 +134,16 @@ class Keeper:
         step = int(run.state.step)
         if self.newest is not None and step <= self.newest:
             return
-        arrays = plain_arrays(run) | {"losses": jnp.asarray(np.concatenate([np.zeros(1), *recorder.step_loss]))}
+        arrays = plain_arrays(run)
+        # On the host, where their number may change without a compilation; one more, since Orbax saves no empty array.
+        losses = np.concatenate([np.zeros(1, np.float64), *recorder.step_loss])
         body = {
             "format": FORMAT,
             "identity": self.identity,
             "position": list(position),
-            "rows": recorder.rows,
-            "losses": int(arrays["losses"].shape[0]),
-            "losses dtype": str(arrays["losses"].dtype),
+            "rows": [dict(row) for row in recorder.rows],  # a copy: it is written while the run goes on
+            "losses": len(losses),
+            "losses sha256": hashlib.sha256(losses.tobytes()).hexdigest(),
             "compile_seconds": recorder.compile_seconds,
             "checksums": {name: np.asarray(value).tolist() for name, value in checksums(arrays).items()},
         }
@@ -150,7 +152,7 @@ class Keeper:
         self.manager.save(
             step,
             args=args.Composite(
-                arrays=args.StandardSave(arrays), meta=args.JsonSave({"body": body, "sha256": digest(body)})
+                arrays=args.StandardSave(arrays | {"losses": losses}), meta=args.JsonSave({"body": body, "sha256": digest(body)})
             ),
             metrics={"value": value} if math.isfinite(value) else None,
         )
@@ -173,7 +175,7 @@ class Keeper:
                 )
                 self._set_aside(step)
                 continue
-            losses = np.asarray(arrays.pop("losses"))[1:]
+            losses = arrays.pop("losses")[1:].astype(jnp.result_type(float))
             recorder = Recorder(body["rows"], [losses], body["compile_seconds"])
             leaves = list(arrays.values())
             self.newest = step
@@ -217,15 +219,15 @@ class Keeper:
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for name, leaf in plain_arrays(like).items()
         }
-        some = next(iter(wanted.values())).sharding
-        mesh = getattr(some, "mesh", None)
-        everywhere = some if mesh is None else jax.NamedSharding(mesh, jax.P())
-        wanted["losses"] = jax.ShapeDtypeStruct((body["losses"],), body["losses dtype"], sharding=everywhere)
+        wanted = wanted | {"losses": np.zeros(body["losses"])}
         arrays = self._read(step, "arrays", self.ocp.args.StandardRestore(wanted))
+        losses = np.asarray(arrays.pop("losses"))
+        if hashlib.sha256(losses.tobytes()).hexdigest() != body["losses sha256"]:
+            raise _Damaged("the losses of its steps have another checksum than they had when it was written")
         for name, value in checksums(arrays).items():
             if np.asarray(value).tolist() != body["checksums"][name]:
                 raise _Damaged(f"array {name} has another checksum than it had when it was written")
-        return arrays
+        return arrays | {"losses": losses}
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:

@@ -243,8 +243,12 @@ def fit_many(
     groups = Groups(keys.shape[0])
 
     def advance(runs: list[loop.Run], begin: int, end: int, at_once: int) -> list[Any]:
+        # Compiled here, where the user's settings hold (x64, matmul precision): those of JAX are each thread's own.
+        bounds = [jnp.asarray(number) for number in (begin, end, epochs)]
+        program = _advance.lower(plan, at_once, runs[0], data, valid, hypers_of_groups[0], *bounds).compile()
+
         def one(group: tuple[loop.Run, Any]) -> Any:
-            return jax.block_until_ready(_advance(plan, at_once, group[0], data, valid, group[1], begin, end, epochs))
+            return jax.block_until_ready(program(group[0], data, valid, group[1], *bounds))
 
         return list(pool.map(one, zip(runs, hypers_of_groups, strict=True)))
 

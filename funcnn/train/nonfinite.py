@@ -1,5 +1,6 @@
 """Where a number that is not finite came from: the step, and the first layer that gave it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from funcnn import backprop
 from funcnn.layer import Key, Params
+from funcnn.losses import LossError
 from funcnn.objective import Batch, Objective
 
 
@@ -48,11 +50,16 @@ def first_nonfinite(objective: Objective, params: Params, batch: Batch, key: Key
         if found := _describe(leaf):
             return None, f"the parameters: params{jax.tree_util.keystr(path)} has {found}"
     rules = backprop.Rules(backprop.RULES, missing="autodiff")
-    record = backprop.record(objective, rules=rules)(params, batch, key=key, train=True)
+    # Compiled, so that a target that is impossible gives a NaN here, and the error that names it below.
+    run = jax.jit(functools.partial(backprop.record(objective, rules=rules), train=True))
+    record = run(params, batch, key=key)
     for path, entry in record.items():
         if found := _describe(entry.y):
             return path, f"the output of layer {path!r}, {entry.layer!r}: {found}"
-    values = objective.loss(objective.net.apply(params, batch[0], key=key, train=True), batch[1])
+    try:
+        values = objective.loss(objective.net.apply(params, batch[0], key=key, train=True), batch[1])
+    except LossError as error:
+        return None, f"the loss: {error}"
     if found := _describe(values):
         return None, f"the loss, {objective.loss!r}: {found}; all layers' outputs are finite"
     for path, entry in reversed(record.items()):

@@ -58,6 +58,17 @@ class Placement:
             return array
         return self.put(array, P(self.axis))
 
+    def automatic(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function `(key, batch) -> batch` that need not know that shardings are part of types; it keeps the batch's."""
+        if not self.explicit:
+            return function
+
+        def inside(key: jax.Array, batch: Any) -> Any:
+            places = jax.tree.map(lambda array: jax.typeof(array).sharding, batch)
+            return jax.sharding.auto_axes(function, out_sharding=places)(key, batch)
+
+        return inside
+
     def gather(self, params: Params) -> Params:
         """The parameters that a step computes with: whole along the batch's axis."""
         return self._place(params, tuple(without(spec, self.axis) for spec in self.params))

@@ -206,7 +206,7 @@ def ready(recipe: Recipe, state: State, batch: Batch) -> tuple[Key, Batch]:
     key = jax.random.fold_in(state.key, state.step)
     batch = prepared(recipe, batch)
     for i, function in enumerate(recipe.augment):
-        batch = function(jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), i), batch)
+        batch = recipe.placement.automatic(function)(jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), i), batch)
     return key, batch
 
 
@@ -237,7 +237,7 @@ def per_example(metrics: tuple[tuple[str, Metric], ...], outputs: jax.Array, bat
 def weighted_sums(batch: Batch, value: jax.Array, metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The batch's total weight, and the value and metrics (means over the batch) times it: what an epoch adds up."""
     _, _, weight = unpack(batch)
-    dtype = jnp.promote_types(value.dtype, jnp.float32)
+    dtype = value.dtype if value.dtype.itemsize >= 4 else jnp.dtype("float32")  # not summed in bfloat16
     total = jnp.asarray(len(batch[0]), dtype) if weight is None else jnp.sum(weight.astype(dtype))
     shares = {name: mean_weights(v := values.astype(dtype), weight) * v for name, values in metrics.items()}
     return {"weight": total, "loss": value.astype(dtype) * total} | {k: jnp.sum(v) * total for k, v in shares.items()}

@@ -50,12 +50,13 @@ def make(network: Network, x: np.ndarray, y: np.ndarray, call: str) -> Loop:
         begin = state, (jnp.zeros(()), jnp.zeros(()))
         return jax.lax.fori_loop(0, epochs, lambda _, carry: epoch(carry[0], images, answers), begin)
 
+    shapes, he = [*itertools.pairwise(network.sizes)], jax.nn.initializers.he_normal()
+    key, *keys = jax.random.split(jax.random.key(0), len(network.sizes))
+    initial = [(he(key, shape), jnp.zeros(shape[1])) for key, shape in zip(keys, shapes, strict=True)]
+
     def start() -> Any:
-        keys = jax.random.split(jax.random.key(0), len(network.sizes))
-        shapes = itertools.pairwise(network.sizes)
-        he = jax.nn.initializers.he_normal()
-        params = [(he(key, shape), jnp.zeros(shape[1])) for key, shape in zip(keys[1:], shapes, strict=True)]
-        return jax.block_until_ready((params, optimizer.init(params), keys[0]))
+        params, draw = jax.tree.map(jnp.copy, (initial, key))
+        return params, optimizer.init(params), draw
 
     def train(state: Any, epochs: int) -> tuple[float, float]:
         values: Any = (float("nan"),) * 2

@@ -1,0 +1,144 @@
+"""A loss that is not finite stops training, and the error says where it came from and keeps what was sound."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import funcnn as fnn
+from tests.train.problems import KEY, NET, OBJECTIVE, assert_same, examples, fit, start
+
+
+@dataclasses.dataclass(frozen=True)
+class Root(fnn.Layer):
+    """y = sqrt(max(x, 0)): finite forward, but its slope at 0 is not. Without a rule: autodiff stands in."""
+
+    def init(self, key: Any, in_shape: Any) -> Any:
+        return ()
+
+    def apply(self, params: Any, x: jax.Array, *, key: Any = None, train: bool = False) -> jax.Array:
+        return jnp.sqrt(jnp.maximum(x, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spike(fnn.Layer):
+    """y = x, but infinite for an input above 8: one example of `spiked`."""
+
+    def init(self, key: Any, in_shape: Any) -> Any:
+        return ()
+
+    def apply(self, params: Any, x: jax.Array, *, key: Any = None, train: bool = False) -> jax.Array:
+        return jnp.where(x > 8, jnp.inf, x)
+
+
+def spiked() -> Any:
+    x, y = examples()
+    x[13, 2] = 9.0
+    return x, y
+
+
+def step_of_the_spike(epoch: int) -> int:
+    """Which step of an epoch meets the example with the spike."""
+    from funcnn.train.shuffle import permutation
+    from funcnn.train.steps import order_key
+
+    return int(np.flatnonzero(np.asarray(permutation(order_key(KEY, epoch), 22)) == 13)[0]) // 8
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_first_layer_step_and_epoch_are_named(stream: bool):
+    net = fnn.Serial(fnn.Serial(fnn.Reshape((5,)), Spike()), fnn.Dense(3))
+    objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
+    params = net.init(jax.random.key(1), (5,))
+    i = step_of_the_spike(0)
+    assert i > 0, "there is a sound step before"
+    with pytest.raises(fnn.train.NonFiniteError) as caught:
+        fit(spiked(), objective=objective, params=params, stream=stream)
+    error = caught.value
+    assert f"in epoch 1, step {i + 1} of it (step {i + 1} of the run)" in str(error)
+    assert "the output of layer '0/1', Spike(): 1 of 40 numbers not finite, the first inf at" in str(error)
+    assert (error.epoch, error.step, error.path) == (1, i, "0/1")
+    assert error.state.step == i and len(error.history.step_loss) == i
+    sound, _ = fit(examples_before(i), objective=objective, params=params, shuffle=False, epochs=1, valid=None)
+    for a, b in zip(jax.tree.leaves(error.state.params), jax.tree.leaves(sound.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert error.batch[0].shape == (8, 5) and (np.asarray(error.batch[0]) > 8).any()
+
+
+def examples_before(steps: int) -> Any:
+    """What the steps before were trained on, in their order."""
+    from funcnn.train.shuffle import permutation
+    from funcnn.train.steps import order_key
+
+    x, y = spiked()
+    rows = np.asarray(permutation(order_key(KEY, 0), len(x)))[: 8 * steps]
+    return x[rows], y[rows]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_gradient_that_was_not_finite_some_steps_before_the_loss(stream: bool):
+    """The loss of the step is finite; its gradient is not, so that the parameters after it are lost."""
+    net = fnn.Serial(fnn.Dense(4), Root(), fnn.Dense(3))
+    objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
+    params = jax.tree.map(jnp.zeros_like, net.init(jax.random.key(1), (5,)))
+    params[2]["w"] = params[2]["w"] + 1.0
+    x, y = examples()
+    x = np.abs(x) + 0.1  # with the bias at 1 the root's input is positive, but for an example of zeros with b = 0
+    with pytest.raises(fnn.train.NonFiniteError) as caught:
+        fit((x, y), objective=objective, params=params, stream=stream)
+    error = caught.value
+    assert "(the loss itself, 1 steps later)" in str(error)
+    assert "gradient" in str(error) and "layer '1', Root()" not in str(error).split("finite is in")[0]
+    assert error.path in ("0", "1") and error.step == 0 and error.state.step == 0
+    assert_same(error.state.params, params)
+
+
+def test_labels_that_are_no_class_are_named():
+    x, y = examples()
+    y[20] = 7
+    with pytest.raises(fnn.train.NonFiniteError, match=r"the loss: softmax_cross_entropy takes labels in 0..2.*got 7 at index 4") as caught:
+        fit((x, y), shuffle=False)
+    assert caught.value.step == 2 and caught.value.path is None
+
+
+def test_infinite_parameters_and_batches_are_named():
+    from funcnn.train.nonfinite import first_nonfinite
+
+    params, batch = start(), examples(8)
+    params[0]["w"] = params[0]["w"].at[2, 3].set(jnp.nan)
+    path, what = first_nonfinite(OBJECTIVE, params, batch, KEY)
+    assert path is None and what == (
+        "the parameters: params[0]['w'] has 1 of 40 numbers not finite, the first nan at [2, 3]"
+    )
+    x, y = batch
+    x[1, 2] = np.inf
+    path, what = first_nonfinite(OBJECTIVE, start(), (x, y), KEY)
+    assert path is None and what.startswith("the batch itself: x has 1 of 40 numbers not finite, the first inf at [1, 2]")
+
+
+def test_the_state_before_is_saved_where_checkpoints_are_on(tmp_path: pathlib.Path):
+    pytest.importorskip("orbax.checkpoint")
+    x, y = examples()
+    y[20] = 7
+    checkpoints = fnn.train.Checkpoints(tmp_path, every_epochs=None, every_steps=1000)
+    with pytest.raises(fnn.train.NonFiniteError) as caught:
+        fit((x, y), shuffle=False, checkpoints=checkpoints)
+    y[20] = 1
+    state, history = fit((x, y), shuffle=False, checkpoints=checkpoints)
+    assert_same(state, fit((x, y), shuffle=False)[0])
+    assert len(history.step_loss) == 9 and caught.value.state.step == 2
+
+
+def test_a_diverging_run_stops():
+    net = fnn.Serial(fnn.Dense(8), fnn.Relu(), fnn.Dense(1))
+    x, y = examples()
+    objective = fnn.Objective(net, fnn.losses.squared_error)
+    with pytest.raises(fnn.train.NonFiniteError, match=r"the loss is (inf|nan) in epoch \d+, step \d"):
+        fit((x, y[:, None].astype(np.float32)), objective=objective, params=net.init(KEY, (5,)), optimizer=optax.sgd(1e3),
+            metrics=None, valid=None, epochs=50)  # fmt: skip
+    assert NET is OBJECTIVE.net

@@ -1,0 +1,144 @@
+"""Data from the host: the numbers of data on the device, in the same order; and failures by name."""
+
+import pathlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import funcnn as fnn
+from tests.train.problems import BATCH, N, OBJECTIVE, assert_same, assert_same_history, examples, fit
+
+
+@pytest.fixture(scope="module")
+def in_memory() -> Any:
+    return fit(), fit(shuffle=False)
+
+
+def on_disk(folder: pathlib.Path, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    maps = []
+    for i, array in enumerate(arrays):
+        np.save(folder / f"{i}.npy", array)
+        maps.append(np.load(folder / f"{i}.npy", mmap_mode="r"))
+    return tuple(maps)
+
+
+@pytest.mark.parametrize("chunk_steps", [1, 2, 100])
+@pytest.mark.parametrize("kind", ["memmap", "shards", "arrays"])
+def test_arrays_give_the_numbers_of_memory(kind: str, chunk_steps: int, in_memory: Any, tmp_path: pathlib.Path):
+    """To the last bit: the order is the same, and so is the program of a step."""
+    data: Any = examples()
+    if kind == "memmap":
+        data = on_disk(tmp_path, data)
+    elif kind == "shards":
+        fnn.data.write_shards(tmp_path, *data, rows=5)
+        data = fnn.data.Shards(tmp_path)
+    for shuffle, (state, history) in zip((True, False), in_memory, strict=True):
+        got, seen = fit(data, shuffle=shuffle, chunk_steps=chunk_steps, stream=kind == "arrays")
+        assert_same(got, state)
+        assert_same_history(seen, history)
+
+
+def batches_of(sizes: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    x, y = examples()
+    return [(x[e - s : e], y[e - s : e]) for s, e in zip(sizes, np.cumsum(sizes), strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["list", "function", "iterable"])
+def test_batches_give_the_numbers_of_memory(kind: str, in_memory: Any):
+    batches = batches_of([8, 8, 6])
+
+    class Again:
+        def __iter__(self) -> Iterator[Any]:
+            return iter(batches)
+
+    data = {"list": batches, "function": lambda epoch: iter(batches), "iterable": Again()}[kind]
+    state, history = in_memory[1]
+    got, seen = fit(data, chunk_steps=2)
+    assert_same(got.params, state.params)
+    assert_same_history(seen, history)
+
+
+def test_validation_may_stream_too(in_memory: Any):
+    x, y = examples(10, seed=1)
+    _, history = fit(batches_of([8, 8, 6]), valid=[(x[:7], y[:7]), (x[7:], y[7:])], valid_batch_size=7)
+    np.testing.assert_allclose(history["valid loss"], in_memory[1][1]["valid loss"], rtol=1e-5)
+
+
+def test_a_function_is_told_the_epoch():
+    told = []
+
+    def batches(epoch: int) -> Any:
+        told.append(epoch)
+        return batches_of([8, 8])
+
+    fit(batches, epochs=3)
+    assert told == [0, 0, 1, 2], "the first time to look at a batch before training"
+
+
+def test_short_batches_anywhere_count_by_example():
+    net = fnn.Serial(fnn.Dense(8), fnn.Tanh(), fnn.Dense(3))
+    objective, params = OBJECTIVE.replace(net=net), net.init(jax.random.key(1), (5,))
+    still: dict[str, Any] = {"objective": objective, "params": params, "optimizer": optax.sgd(0.0)}
+    _, history = fit(batches_of([3, 8, 5, 6]), epochs=1, **still)
+    assert history["step"][-1] == 4
+    np.testing.assert_allclose(history["loss"][0], objective(params, examples()), rtol=1e-5)
+
+
+def failing(epoch: int) -> Iterator[Any]:
+    for number, batch in enumerate(batches_of([8, 8, 6])):
+        if (epoch, number) == (1, 2):
+            raise OSError("the disk is gone")
+        yield batch
+
+
+def other(change: Any) -> Any:
+    def batches(epoch: int) -> Iterator[Any]:
+        for number, batch in enumerate(batches_of([8, 8, 6])):
+            yield change(*batch) if (epoch, number) == (1, 1) else batch
+
+    return batches
+
+
+FAILURES: dict[str, tuple[Any, str]] = {
+    "raises": (failing, "epoch 2, batch 3: the data source raised OSError: the disk is gone"),
+    "shape": (other(lambda x, y: (x[:, :4], y)), r"epoch 2, batch 2: x is float32\[8, 4\].*began with float32\[8, 5\]"),
+    "dtype": (other(lambda x, y: (x.astype("float64"), y)), r"epoch 2, batch 2: x is float64\[8, 5\]"),
+    "rows": (other(lambda x, y: (x, y[:3])), r"epoch 2, batch 2: .*one row per example, got x \(8, 5\), y \(3,\)"),
+    "too many": (other(lambda x, y: (np.repeat(x, 2, 0), np.repeat(y, 2))), "16 examples, where batch_size is 8"),
+    "no batch": (other(lambda x, y: x), r"a batch is \(x, y\) or \(x, y, weight\), got ndarray"),
+    "empty": (lambda epoch: [] if epoch else batches_of([8]), "epoch 2: the data source has no batches left"),
+    "used up": (iter(batches_of([8, 8])), "epoch 2: the data source has no batches left: give a list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failing_source_is_named_and_nothing_is_lost(name: str):
+    data, message = FAILURES[name]
+    with pytest.raises(fnn.train.DataStreamError, match=message) as caught:
+        fit(data, chunk_steps=1)
+    assert caught.value.state.step >= 1, "what was trained before is there"
+    assert caught.value.history["epoch"].tolist() == [1]
+    assert not [t for t in threading.enumerate() if t.name == "funcnn-prefetch"], "the thread has ended"
+
+
+def test_a_truncated_shard_is_named(tmp_path: pathlib.Path):
+    fnn.data.write_shards(tmp_path, *examples(), rows=5)
+    (tmp_path / "x-00002.npy").write_bytes((tmp_path / "x-00002.npy").read_bytes()[:-8])
+    with pytest.raises(fnn.data.DataError, match=r"x-00002.npy: not an array as numpy.save writes it, or cut short"):
+        fnn.data.Shards(tmp_path)
+
+
+def test_weights_of_a_stream(in_memory: Any):
+    x, y = examples()
+    weight = np.linspace(0.5, 2, N).astype(np.float32)
+    whole, history = fit((x, y, weight))
+    got, seen = fit((x, y, weight), stream=True, chunk_steps=2)
+    assert_same(got, whole)
+    assert_same_history(seen, history)
+    assert not np.array_equal(seen["loss"], in_memory[0][1]["loss"])
+    assert BATCH < N
