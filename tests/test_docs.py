@@ -12,7 +12,8 @@ import jax
 import pytest
 
 import funcnn
-from funcnn import backprop, data, gradcheck, losses, penalties
+from funcnn import backprop, data, gradcheck, losses, penalties, train
+from funcnn.data import augment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
@@ -56,7 +57,8 @@ def run_page(text: str, name: str) -> str:
     for code, line in fences(text):
         if ">>>" in code:
             examples = doctest.DocTestParser().get_examples(code, name)
-            test = doctest.DocTest(examples, namespace, name, name, line, code)
+            # A name of its own: an error raised through a function of another fence has its traceback printed too.
+            test = doctest.DocTest(examples, namespace, f"{name}:{line}", name, line, code)
             runner.run(test, out=report.write, clear_globs=False)
             namespace = test.globs
         else:
@@ -91,7 +93,7 @@ def test_noise_is_compared_by_its_size(got: str, passes: bool) -> None:
 
 def public_names() -> Iterator[str]:
     """The names that a reader may use: those that a public module has of its own or hands on from its folder."""
-    for module in (funcnn, losses, penalties, backprop, gradcheck, data):
+    for module in (funcnn, losses, penalties, backprop, gradcheck, data, augment, train):
         for name, value in vars(module).items():
             if name.startswith("_") or isinstance(value, types.ModuleType):
                 continue
@@ -104,5 +106,5 @@ def public_names() -> Iterator[str]:
 def test_every_public_name_is_on_one_api_page() -> None:
     listed = [name for page in (ROOT / "docs" / "api").glob("*.md") for name in API_NAME.findall(page.read_text())]
     assert not [name for name, count in Counter(listed).items() if count > 1]
-    modules = {"funcnn.losses"}  # described as a whole, above its names
+    modules = {"funcnn.losses", "funcnn.data.augment"}  # described as a whole, above their names
     assert set(listed) - modules == set(public_names())

@@ -15,7 +15,16 @@ import funcnn as fnn
 MODULES = ["funcnn"] + [found.name for found in pkgutil.walk_packages(fnn.__path__, "funcnn.")]
 
 # The modules that a user meets: what they import by name is what they offer.
-PUBLIC = ["funcnn", "funcnn.backprop", "funcnn.data", "funcnn.gradcheck", "funcnn.losses", "funcnn.penalties"]
+PUBLIC = [
+    "funcnn",
+    "funcnn.backprop",
+    "funcnn.data",
+    "funcnn.data.augment",
+    "funcnn.gradcheck",
+    "funcnn.losses",
+    "funcnn.penalties",
+    "funcnn.train",
+]
 
 # Public names that their neighbours' examples show: exceptions, bases, what functions return, what only rules use.
 NO_EXAMPLE = {
@@ -40,6 +49,15 @@ NO_EXAMPLE = {
     "funcnn.data.Dataset",
     "funcnn.data.DataError",
     "funcnn.data.MissingDataError",
+    "funcnn.Exported",
+    "funcnn.StorageError",
+    "funcnn.load",
+    "funcnn.train.CheckpointError",
+    "funcnn.train.DataStreamError",
+    "funcnn.train.NonFiniteError",
+    "funcnn.train.State",
+    "funcnn.train.TrainingError",
+    "funcnn.train.fit_many",
 }
 
 

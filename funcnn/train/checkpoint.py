@@ -152,7 +152,8 @@ class Keeper:
         self.manager.save(
             step,
             args=args.Composite(
-                arrays=args.StandardSave(arrays | {"losses": losses}), meta=args.JsonSave({"body": body, "sha256": digest(body)})
+                arrays=args.StandardSave(arrays | {"losses": losses}),
+                meta=args.JsonSave({"body": body, "sha256": digest(body)}),
             ),
             metrics={"value": value} if math.isfinite(value) else None,
         )
@@ -214,7 +215,7 @@ class Keeper:
                 f"the checkpoint of step {step} in {self.directory} is of another run:\n  " + "\n  ".join(faults)
             )
 
-    def _arrays(self, step: int, like: loop.Run, body: dict[str, Any]) -> dict[str, jax.Array]:
+    def _arrays(self, step: int, like: loop.Run, body: dict[str, Any]) -> dict[str, Any]:
         wanted = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for name, leaf in plain_arrays(like).items()

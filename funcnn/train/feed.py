@@ -18,7 +18,8 @@ from funcnn.train import steps as one_step
 from funcnn.train.errors import DataStreamError
 
 PIECE_SECONDS = 0.5  # how long one dispatch lasts: how often there is news, and how soon an interrupt is heard
-FIRST_PIECE = 64  # steps of the first dispatch, whose time is not known
+OVERHEAD = 0.01  # the share of a piece that what surrounds its steps may take: large states make pieces longer
+FIRST_PIECE = 8  # steps of the first dispatch, whose time is not known
 CHUNK_BYTES = 2**25  # of streamed data in one dispatch
 CHUNK_STEPS = 256
 
@@ -51,8 +52,9 @@ class Memory:
             valid = tuple(where.device_put(jnp.asarray(array)) for array in valid)
         self.plan, self.hyper, self.valid = plan, hyper, valid
         self.data = tuple(where.device_put(jnp.asarray(array)) for array in data)
-        self.n: int | None = len(self.data[0])
-        self.per_epoch: int | None = loop.steps_per_epoch(self.n, plan.batch_size)
+        self.n = len(self.data[0])
+        self.per_epoch = loop.steps_per_epoch(self.n, plan.batch_size)
+        self.seconds = PIECE_SECONDS
 
     def check_first_batch(self, params: Params) -> None:
         """Raises what is wrong with network and data, before anything is compiled."""
@@ -60,16 +62,18 @@ class Memory:
         check_batch(self.plan, params, batch, self.hyper)
 
     def compile(self, run: loop.Run) -> None:
-        """Compiles the program by a call that takes no step."""
+        """Compiles the program, and measures what a call costs that takes no step: it copies the state."""
         step = int(run.state.step)
+        loop.advance.lower(self.plan, run, self.data, self.valid, self.hyper, step, step, 0).compile()
+        began = time.perf_counter()
         jax.block_until_ready(self._advance(run, step, step, 0))
+        self.seconds = max(PIECE_SECONDS, (time.perf_counter() - began) / OVERHEAD)
 
     def pieces(
         self, run: loop.Run, position: tuple[int, int], epochs: int, pause: Callable[[int], int]
     ) -> Iterator[Piece]:
         """The rest of the run; `pause(step)` is the number of the step before which a piece has to end."""
         per_epoch = self.per_epoch
-        assert per_epoch is not None
         step, size = position[0] * per_epoch + position[1], min(FIRST_PIECE, loop.MOST_STEPS)
         while step < epochs * per_epoch:
             last = min(step + size, epochs * per_epoch, pause(step))
@@ -97,7 +101,7 @@ class Memory:
                 per_epoch=per_epoch,
                 position=divmod(last, per_epoch),
             )
-            size = max(1, min(int((last - step) * PIECE_SECONDS / took), 16 * size, loop.MOST_STEPS))
+            size = max(1, min(int((last - step) * self.seconds / took), 16 * size, loop.MOST_STEPS))
             step = last
 
     def _advance(self, run: loop.Run, first: int, last: int, epochs: int) -> Any:
@@ -105,7 +109,7 @@ class Memory:
 
     def _batch_of(self, run: loop.Run) -> Callable[[int], Any]:
         def batch(step: int) -> Any:
-            epoch, i = divmod(step, self.per_epoch or 1)
+            epoch, i = divmod(step, self.per_epoch)
             rows = loop.order(self.plan, run.state.key, epoch, self.n)[i]
             return tuple(array[rows] for array in self.data)
 

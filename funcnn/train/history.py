@@ -81,6 +81,7 @@ class History(Mapping[str, np.ndarray]):
             A `matplotlib.figure.Figure`, which no window belongs to: `.savefig(path)` writes it.
         """
         from matplotlib.figure import Figure  # noqa: PLC0415 - in the `experiments` extra
+        from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
         panels = names or [n for n in self if n not in ("epoch", "step", "seconds") and not n.startswith("valid ")]
         figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
@@ -93,7 +94,7 @@ class History(Mapping[str, np.ndarray]):
             if self.best_epoch is not None:
                 axes.axvline(self.best_epoch, color="0.6", linestyle=":", label=f"best: epoch {self.best_epoch}")
             axes.set(xlabel="epoch", ylabel=name)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if name == "loss" and np.nanmin(self[name]) > 0:
                 axes.set_yscale("log")
             axes.legend()

@@ -132,6 +132,7 @@ class Ensemble(Mapping[str, np.ndarray]):
     def plot(self, name: str = "loss") -> Any:
         """A matplotlib figure: for each point of the grid the mean over the seeds against the epoch, and the spread."""
         from matplotlib.figure import Figure  # noqa: PLC0415 - in the `experiments` extra
+        from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
@@ -146,7 +147,7 @@ class Ensemble(Mapping[str, np.ndarray]):
             low, high = np.nanmin(here, axis=0), np.nanmax(here, axis=0)
             axes.fill_between(epochs[looked], low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set(xlabel="epoch", ylabel=name, title=f"mean and range over {len(self.axes[SEED])} seeds")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if "loss" in name and np.nanmin(values) > 0:
             axes.set_yscale("log")
         axes.legend(fontsize="small")
@@ -199,8 +200,9 @@ def fit_many(
             `params`.
         strategy: "vmap" (all runs side by side), "map" (one after another), a number (so many at once), or "auto": the
             fastest of some, measured on the first steps; each that is tried is compiled.
-        valid, valid_every, valid_batch_size, gradient, metrics, prepare, augment, shuffle, early_stopping,
-            compute_dtype, progress: as in `fit`. A run that stops early keeps its best state while the others go on.
+        valid: as in `fit`, and so are valid_every, valid_batch_size, gradient, metrics, prepare, augment, shuffle,
+            early_stopping, compute_dtype and progress. A run that stops early keeps its best state while the others
+            go on.
 
     Returns:
         An `Ensemble`. A run whose loss is not finite goes on, and its table says so.
@@ -272,7 +274,8 @@ def fit_many(
             if last // per_epoch > step // per_epoch:
                 last -= last % per_epoch
             start = time.perf_counter()
-            run, new = zip(*advance(run, step, last, at_once), strict=True)
+            results = advance(run, step, last, at_once)
+            run, new = [runs for runs, _ in results], [values for _, values in results]
             new = {name: np.asarray(values) for name, values in groups.join(new).items()}
             took = time.perf_counter() - start
             seconds += took

@@ -59,13 +59,14 @@ class Placement:
         return self.put(array, P(self.axis))
 
     def automatic(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function `(key, batch) -> batch` that need not know that shardings are part of types; it keeps the batch's."""
+        """A function `(key, batch) -> batch`, for which shardings are not part of types; the batch keeps its own."""
         if not self.explicit:
             return function
 
         def inside(key: jax.Array, batch: Any) -> Any:
             places = jax.tree.map(lambda array: jax.typeof(array).sharding, batch)
-            return jax.sharding.auto_axes(function, out_sharding=places)(key, batch)
+            automatic: Any = jax.sharding.auto_axes(function, out_sharding=places)
+            return automatic(key, batch)
 
         return inside
 

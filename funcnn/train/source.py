@@ -31,8 +31,8 @@ class Indexed:
 
     def __init__(self, arrays: Sequence[Any], batch_size: int, shuffle: bool):
         self.arrays, self.batch_size, self.shuffle = tuple(arrays), batch_size, shuffle
-        self.n: int | None = len(arrays[0])
-        self.steps: int | None = steps_per_epoch(self.n, batch_size)
+        self.n = len(arrays[0])
+        self.steps = steps_per_epoch(self.n, batch_size)
         self._permutation = jax.jit(permutation, static_argnums=1)
 
     def batches(self, key: jax.Array, epoch: int, skip: int) -> Iterator[tuple[np.ndarray, ...]]:

@@ -78,7 +78,7 @@ def step(
     metrics: Mapping[str, Metric] | None = None,
     augment: Augment | Iterable[Augment] = (),
     prepare: Prepare | None = None,
-) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+) -> Any:
     """A compiled training step.
 
     g = dC/dparams at `fold_in(key, step)` under `train=True`;  params <- params + optimizer(g)

@@ -47,6 +47,8 @@ def main(folder: pathlib.Path, cache: pathlib.Path, every_steps: int | None, tol
         checkpoints=checkpoints,
         progress=Told(),
     )
-    leaves = {f"p{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves((state.params, state.opt_state)))}
+    leaves: dict[str, Any] = {
+        f"p{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves((state.params, state.opt_state)))
+    }
     np.savez(folder / "end.npz", **leaves, loss=history["loss"], valid=history["valid loss"], steps=history.step_loss)
     told.send(("end", int(state.step)))

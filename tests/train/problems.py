@@ -31,9 +31,9 @@ def start() -> Any:
 def fit(data: Any = None, **changes: Any) -> tuple[fnn.train.State, fnn.train.History]:
     """`fit` of the problem, silent."""
     options: dict[str, Any] = {
-        "epochs": 3, "batch_size": BATCH, "key": KEY, "metrics": METRICS, "valid": examples(10, seed=1), "progress": None
-    }  # fmt: skip
-    options |= changes
+        "epochs": 3, "batch_size": BATCH, "key": KEY, "metrics": METRICS, "valid": examples(10, seed=1),
+        "progress": None,
+    } | changes  # fmt: skip
     objective, optimizer = options.pop("objective", OBJECTIVE), options.pop("optimizer", OPTIMIZER)
     params = options.pop("params", None)
     data = examples() if data is None else data
@@ -42,9 +42,17 @@ def fit(data: Any = None, **changes: Any) -> tuple[fnn.train.State, fnn.train.Hi
 
 def assert_same(a: Any, b: Any) -> None:
     """Two states, or two pytrees, are equal to the last bit."""
+    assert_close(a, b, 0.0)
+
+
+def assert_close(a: Any, b: Any, rtol: float, atol: float = 0.0) -> None:
+    """Two pytrees are equal to rounding; random keys always to the last bit."""
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        x, y = (jax.random.key_data(v) if jax.numpy.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (x, y))
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            assert (jax.random.key_data(x) == jax.random.key_data(y)).all()
+        else:
+            where = jax.tree_util.keystr(path)
+            np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol, err_msg=where)
 
 
 def assert_same_history(a: fnn.train.History, b: fnn.train.History) -> None:

@@ -5,6 +5,7 @@ With OF = 1 it trains alone, on all of the data. Writes the parameters and the h
 
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,8 +48,9 @@ def main(number: int, of: int, port: int, folder: pathlib.Path, epochs: int) -> 
     )
     whole = jax.jit(lambda params: params, out_shardings=jax.NamedSharding(mesh, jax.P()))(state.params)
     if number == 0:
-        leaves = {f"p{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(whole))}
-        np.savez(folder / f"of{of}.npz", **leaves, **{name: history[name] for name in history if name != "seconds"})
+        seen: dict[str, Any] = {name: history[name] for name in history if name != "seconds"}
+        leaves: dict[str, Any] = {f"p{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(whole))}
+        np.savez(folder / f"of{of}.npz", **leaves, **seen)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 
 import funcnn as fnn
 from funcnn.train.checkpoint import checksums
-from tests.train.problems import N, OBJECTIVE, assert_same, assert_same_history, examples, fit
+from tests.train.problems import OBJECTIVE, N, assert_same, assert_same_history, examples, fit
 
 pytest.importorskip("orbax.checkpoint")
 
@@ -71,7 +71,9 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 
 
 def test_the_last_k_and_the_best_are_kept(tmp_path: pathlib.Path):
-    rising = optax.sgd(lambda count: jnp.where(count < 15, -0.1, 0.1))  # uphill, so that the best of five is the first
+    rising = optax.sgd(
+        lambda count: jnp.where(jnp.asarray(count) < 15, -0.1, 0.1)
+    )  # uphill, so that the best of five is the first
     _, history = fit(epochs=5, optimizer=rising, checkpoints=fnn.train.Checkpoints(tmp_path / "a", keep=2))
     assert history["valid loss"].argmin() == 0
     assert steps_in(tmp_path / "a") == [3, 12, 15]
@@ -88,8 +90,14 @@ def test_every_difference_to_another_run_is_named(tmp_path: pathlib.Path):
     fit(checkpoints=checkpoints, epochs=1)
     net = fnn.Serial(fnn.Dense(9), fnn.Relu(), fnn.Dense(3, bias=False))
     with pytest.raises(fnn.train.CheckpointError) as caught:
-        fit(objective=OBJECTIVE.replace(net=net), params=net.init(jax.random.key(0), (5,)), batch_size=4, key=jax.random.key(9),
-            data=examples(N + 1), checkpoints=checkpoints)  # fmt: skip
+        fit(
+            examples(N + 1),
+            objective=OBJECTIVE.replace(net=net),
+            params=net.init(jax.random.key(0), (5,)),
+            batch_size=4,
+            key=jax.random.key(9),
+            checkpoints=checkpoints,
+        )
     text = str(caught.value)
     for line in (
         r"network is .*Dense.*8.* there and .*Dense.*9.* here",
@@ -108,7 +116,9 @@ DAMAGES = ["a bit", "cut short", "emptied", "gone", "meta"]
 # Where one array cannot be read, the reads of the others end after the event loop of Orbax does, and say so.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(damage: str, tmp_path: pathlib.Path, rng: np.random.Generator):
+def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(
+    damage: str, tmp_path: pathlib.Path, rng: np.random.Generator
+):
     whole, _ = fit(epochs=4)
     checkpoints = fnn.train.Checkpoints(tmp_path, best=None)
     fit(epochs=3, checkpoints=checkpoints)
@@ -135,14 +145,19 @@ def test_no_sound_checkpoint_is_an_error(tmp_path: pathlib.Path):
     checkpoints = fnn.train.Checkpoints(tmp_path, keep=1, best=None)
     fit(epochs=1, checkpoints=checkpoints)
     (tmp_path / "3" / "meta" / "metadata").write_text("{")
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(fnn.train.CheckpointError, match="none of the checkpoints"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(fnn.train.CheckpointError, match="none of the checkpoints"),
+    ):
         fit(epochs=1, checkpoints=checkpoints)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16", "int32", "uint8", "bool"])
 def test_a_checksum_sees_any_change_and_not_the_place(kind: str, rng: np.random.Generator, key: jax.Array):
     with jax.enable_x64(kind == "float64"):
-        array = jnp.asarray(rng.integers(0, 2, (8, 6)) if kind == "bool" else rng.standard_normal((8, 6)) * 50).astype(kind)
+        array = jnp.asarray(rng.integers(0, 2, (8, 6)) if kind == "bool" else rng.standard_normal((8, 6)) * 50).astype(
+            kind
+        )
         sum_of = lambda a: np.asarray(checksums({"a": a})["a"]).tolist()  # noqa: E731
         want = sum_of(array)
         mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -164,7 +179,11 @@ def test_nothing_is_pickled(tmp_path: pathlib.Path):
             head = path.read_bytes()[:2]
             assert not (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"), path
     source = pathlib.Path(fnn.__file__).parent
-    assert not [path for path in source.rglob("*.py") if re.search(r"^\s*(import|from) (pickle|cloudpickle|dill)", path.read_text(), re.M)]
+    assert not [
+        path
+        for path in source.rglob("*.py")
+        if re.search(r"^\s*(import|from) (pickle|cloudpickle|dill)", path.read_text(), re.M)
+    ]
 
 
 def test_bad_options_are_named():

@@ -22,6 +22,7 @@ from tests.train.problems import (
     OBJECTIVE,
     OPTIMIZER,
     N,
+    assert_close,
     assert_same,
     assert_same_history,
     examples,
@@ -30,7 +31,7 @@ from tests.train.problems import (
 )
 
 # One program has the whole loop and another one step: XLA may order sums otherwise in float32.
-CLOSE = {"rtol": 2e-5, "atol": 2e-6}
+CLOSE = 2e-5, 2e-6  # rtol, atol
 
 
 def without_dropout() -> tuple[fnn.Objective, Any]:
@@ -55,14 +56,12 @@ def test_the_steps_are_those_of_step(gradient: str):
             losses.append(metrics["loss"])
             sums += np.array([metrics["loss"], metrics["accuracy"]]) * len(rows)
         np.testing.assert_allclose([history["loss"][epoch], history["accuracy"][epoch]], sums / N, rtol=1e-5)
-        outputs = NET.apply(reference.params, x_valid)
+        outputs = NET.apply(reference.params, jnp.asarray(x_valid))
         np.testing.assert_allclose(
             history["valid loss"][epoch], OBJECTIVE(reference.params, (x_valid, y_valid)), rtol=1e-4
         )
         np.testing.assert_allclose(history["valid accuracy"][epoch], jnp.mean(outputs.argmax(1) == y_valid), rtol=1e-6)
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(reference), strict=True):
-        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            np.testing.assert_allclose(a, b, **CLOSE)
+    assert_close(state, reference, *CLOSE)
     np.testing.assert_allclose(history.step_loss, losses, rtol=1e-4)
     assert history["step"].tolist() == [3, 6, 9] and history["epoch"].tolist() == [1, 2, 3]
     assert (np.diff(history["seconds"]) >= 0).all() and history.compile_seconds > 0
@@ -112,8 +111,7 @@ def test_hyper_parameters_of_objective_optimizer_and_parameters():
         state, _ = fit(objective=objective, optimizer=optax.adam, params=init, hyper=hyper, gradient=gradient)
         init_key, key = jax.random.split(KEY)
         plain, _ = fit(params=init(init_key, 2.0), key=key, gradient=gradient)
-        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(plain.params), strict=True):
-            np.testing.assert_allclose(a, b, **CLOSE)
+        assert_close(state.params, plain.params, *CLOSE)
     with pytest.raises(TypeError, match="no function takes the hyper-parameter 'rate'"):
         fit(optimizer=optax.adam, hyper={"rate": 1.0})
 
@@ -138,8 +136,7 @@ def test_weights_count_in_training_and_validation():
     a, one = fit((x, y, weight), objective=plain, params=params, shuffle=False, batch_size=N, epochs=2)
     b, two = fit((x[rows], y[rows]), objective=plain, params=params, shuffle=False, batch_size=N + 1, epochs=2)
     np.testing.assert_allclose(one["accuracy"], two["accuracy"], rtol=1e-5)
-    for p, q in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
-        np.testing.assert_allclose(p, q, **CLOSE)
+    assert_close(a.params, b.params, *CLOSE)
 
 
 def test_validation_every_k_epochs_and_after_the_last():
@@ -161,7 +158,9 @@ def test_evaluate_counts_each_example_once(size: int):
     data, params = examples(10), start()
     got = fnn.train.evaluate(OBJECTIVE, params, data, batch_size=size, metrics=METRICS)
     np.testing.assert_allclose(got["loss"], OBJECTIVE(params, data), rtol=1e-6)
-    np.testing.assert_allclose(got["accuracy"], np.mean(NET.apply(params, data[0]).argmax(1) == data[1]), rtol=1e-6)
+    np.testing.assert_allclose(
+        got["accuracy"], np.mean(NET.apply(params, jnp.asarray(data[0])).argmax(1) == data[1]), rtol=1e-6
+    )
     streamed = fnn.train.evaluate(
         OBJECTIVE, params, [(data[0][:7], data[1][:7]), (data[0][7:], data[1][7:])], batch_size=7, metrics=METRICS
     )
@@ -202,8 +201,7 @@ def test_bytes_on_the_device_are_scaled_in_the_step(rng: np.random.Generator):
 
     a, one = fit((x, y), prepare=scaled, valid=(x, y))
     b, two = fit((x.astype(np.float32) / 255, y), valid=(x.astype(np.float32) / 255, y))
-    for p, q in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
-        np.testing.assert_allclose(p, q, **CLOSE)
+    assert_close(a.params, b.params, *CLOSE)
     np.testing.assert_allclose(one["valid loss"], two["valid loss"], rtol=1e-5)
     assert set(seen) == {jnp.dtype("uint8")}
 
@@ -251,6 +249,7 @@ def test_json_lines_come_with_the_epochs(tmp_path: pathlib.Path):
     assert lines[0]["valid loss"] is None and lines[2]["valid loss"] == history["valid loss"][2]
 
 
+X, Y = np.ones((3, 5), np.float32), np.zeros(3, np.int32)
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "epochs": ({"epochs": 0}, ValueError, "epochs is a positive integer, got 0"),
     "batch size": ({"batch_size": 2.5}, ValueError, "batch_size is a positive integer"),
@@ -258,9 +257,9 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "data": ({"data": 3}, TypeError, "an iterable of batches"),
     "rows": ({"data": (np.ones((3, 5)), np.ones(4))}, ValueError, r"one row per example.*\(3, 5\), \(4,\)"),
     "none": ({"data": (np.ones((0, 5)), np.ones(0))}, ValueError, "at least one"),
-    "width": ({"data": (np.ones((3, 6), np.float32), np.zeros(3, np.int32))}, ValueError, r"\['w'\] has shape \(5, 8\), where \(6, 8\)"),
-    "labels": ({"data": (np.ones((3, 5), np.float32), np.full(3, 9))}, ValueError, "9"),
-    "not finite": ({"data": (np.full((3, 5), np.nan, np.float32), np.zeros(3, np.int32))}, ValueError, "x is not finite"),
+    "width": ({"data": (np.ones((3, 6), np.float32), Y)}, ValueError, r"\['w'\] has shape \(5, 8\), where \(6, 8\)"),
+    "labels": ({"data": (X, Y + 9)}, ValueError, "labels in 0..2.*got 9"),
+    "not finite": ({"data": (X * np.nan, Y)}, ValueError, "x is not finite"),
     "parameters": ({"params": ()}, ValueError, "missing"),
     "valid": ({"valid": [examples()]}, TypeError, "valid is"),
     "progress": ({"progress": "loud"}, TypeError, '"bar", "lines"'),

@@ -16,7 +16,7 @@ EVERY_STEPS = 4
 
 
 class Runs:
-    """Processes that train in one folder. They are forked from one that has imported everything, and run nothing twice."""
+    """Processes that train in one folder, forked from one that has imported everything."""
 
     def __init__(self, folder: pathlib.Path):
         self.context = multiprocessing.get_context("forkserver")

@@ -9,7 +9,7 @@ import pytest
 
 import funcnn as fnn
 from funcnn.train import many
-from tests.train.problems import BATCH, METRICS, NET, OBJECTIVE, examples
+from tests.train.problems import BATCH, METRICS, NET, OBJECTIVE, assert_close, examples
 
 GRID = {"scale": [0.5, 2.0], "learning_rate": [1e-3, 1e-2]}
 # Side by side, sums over a batch are taken in another order than alone: rounding, which tens of steps make larger.
@@ -43,8 +43,7 @@ def test_each_run_is_a_run_of_fit(strategy: Any, dtype: str):
             valid=examples(10, seed=1), metrics=METRICS, progress=None,
         )  # fmt: skip
         state, got = ensemble.run(**hyper, seed=seed)
-        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(single.params), strict=True):
-            np.testing.assert_allclose(a, b, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] / 10)
+        assert_close(state.params, single.params, TOLERANCE[dtype], TOLERANCE[dtype] / 10)
         for name in ("loss", "accuracy", "valid loss", "valid accuracy"):
             np.testing.assert_allclose(got[name], history[name], rtol=TOLERANCE[dtype])
 
@@ -64,7 +63,9 @@ def test_seeds_and_groups_may_be_any_number(monkeypatch: pytest.MonkeyPatch):
 
 def test_early_stopping_is_each_runs_own():
     stopping = fnn.train.EarlyStopping(2, "valid accuracy", maximize=True)
-    ensemble = fit_many(epochs=30, early_stopping=stopping, strategy="vmap", grid={"scale": [1.0], "learning_rate": [3e-2]})
+    ensemble = fit_many(
+        epochs=30, early_stopping=stopping, strategy="vmap", grid={"scale": [1.0], "learning_rate": [3e-2]}
+    )
     lengths = set()
     for seed in range(3):
         state, history = ensemble.run(scale=1.0, learning_rate=3e-2, seed=seed)
@@ -72,7 +73,7 @@ def test_early_stopping_is_each_runs_own():
         best = int(values.argmax())
         lengths.add(len(values))
         assert len(values) == min(best + 3, 30)
-        outputs = NET.apply(state.params, examples(10, seed=1)[0])
+        outputs = NET.apply(state.params, jax.numpy.asarray(examples(10, seed=1)[0]))
         np.testing.assert_allclose(np.mean(outputs.argmax(1) == examples(10, seed=1)[1]), values[best], rtol=1e-6)
     assert len(lengths) > 1, "they stopped at different times"
 
@@ -84,7 +85,10 @@ def test_table_plot_and_best_show_runs_that_diverged():
     assert ensemble.best() == {"scale": 1.0, "learning_rate": 1e-2}
     assert ensemble.best("accuracy", maximize=True)["learning_rate"] == 1e-2
     assert len(ensemble.plot("valid accuracy").axes[0].lines) == 2
-    assert repr(ensemble) == "<Ensemble of 1 scale x 2 learning_rate x 3 seed: step, loss, accuracy, valid loss, valid accuracy>"
+    assert (
+        repr(ensemble)
+        == "<Ensemble of 1 scale x 2 learning_rate x 3 seed: step, loss, accuracy, valid loss, valid accuracy>"
+    )
     with pytest.raises(KeyError, match="there are"):
         ensemble.run(scale=1.0, learning_rate=0.5, seed=0)
     with pytest.raises(TypeError, match="value for each of"):

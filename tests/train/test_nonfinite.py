@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import funcnn as fnn
-from tests.train.problems import KEY, NET, OBJECTIVE, assert_same, examples, fit, start
+from tests.train.problems import KEY, NET, OBJECTIVE, assert_close, assert_same, examples, fit, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,7 @@ def test_the_first_layer_step_and_epoch_are_named(stream: bool):
     assert (error.epoch, error.step, error.path) == (1, i, "0/1")
     assert error.state.step == i and len(error.history.step_loss) == i
     sound, _ = fit(examples_before(i), objective=objective, params=params, shuffle=False, epochs=1, valid=None)
-    for a, b in zip(jax.tree.leaves(error.state.params), jax.tree.leaves(sound.params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert_close(error.state.params, sound.params, 1e-5)
     assert error.batch[0].shape == (8, 5) and (np.asarray(error.batch[0]) > 8).any()
 
 
@@ -101,7 +100,9 @@ def test_a_gradient_that_was_not_finite_some_steps_before_the_loss(stream: bool)
 def test_labels_that_are_no_class_are_named():
     x, y = examples()
     y[20] = 7
-    with pytest.raises(fnn.train.NonFiniteError, match=r"the loss: softmax_cross_entropy takes labels in 0..2.*got 7 at index 4") as caught:
+    with pytest.raises(
+        fnn.train.NonFiniteError, match=r"the loss: softmax_cross_entropy takes labels in 0..2.*got 7 at index 4"
+    ) as caught:
         fit((x, y), shuffle=False)
     assert caught.value.step == 2 and caught.value.path is None
 
@@ -118,7 +119,9 @@ def test_infinite_parameters_and_batches_are_named():
     x, y = batch
     x[1, 2] = np.inf
     path, what = first_nonfinite(OBJECTIVE, start(), (x, y), KEY)
-    assert path is None and what.startswith("the batch itself: x has 1 of 40 numbers not finite, the first inf at [1, 2]")
+    assert path is None and what.startswith(
+        "the batch itself: x has 1 of 40 numbers not finite, the first inf at [1, 2]"
+    )
 
 
 def test_the_state_before_is_saved_where_checkpoints_are_on(tmp_path: pathlib.Path):
@@ -139,6 +142,13 @@ def test_a_diverging_run_stops():
     x, y = examples()
     objective = fnn.Objective(net, fnn.losses.squared_error)
     with pytest.raises(fnn.train.NonFiniteError, match=r"the loss is (inf|nan) in epoch \d+, step \d"):
-        fit((x, y[:, None].astype(np.float32)), objective=objective, params=net.init(KEY, (5,)), optimizer=optax.sgd(1e3),
-            metrics=None, valid=None, epochs=50)  # fmt: skip
+        fit(
+            (x, y[:, None].astype(np.float32)),
+            objective=objective,
+            params=net.init(KEY, (5,)),
+            optimizer=optax.sgd(1e3),
+            metrics=None,
+            valid=None,
+            epochs=50,
+        )
     assert NET is OBJECTIVE.net

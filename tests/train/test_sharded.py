@@ -1,4 +1,4 @@
-"""On eight pretended devices: the run of one device, in every placement, mode and gradient, with no needless traffic."""
+"""On eight pretended devices: the run of one device, in every placement, mode and gradient; no needless traffic."""
 
 import re
 from typing import Any
@@ -94,7 +94,7 @@ def collectives(sharding: Any, mode: AxisType) -> dict[str, list[int]]:
     batch = where.put_chunk((np.zeros((1, 16, 6), np.float32), np.zeros((1, 16, 8), np.float32)))
     with where.active():
         state = jax.tree.map(lambda leaf: leaf if leaf.ndim else where.device_put(leaf), state)
-        text = loop.advance_chunk.lower(plan, loop.begin(plan, state), batch, {}, 1).compile().as_text()
+        text: Any = loop.advance_chunk.lower(plan, loop.begin(plan, state), batch, {}, 1).compile().as_text()
     found: dict[str, list[int]] = {}
     for result, name in re.findall(
         r"= (\(?[^=]*?\)?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\(", text

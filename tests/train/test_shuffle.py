@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections import Counter
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ def test_all_orders_are_equally_frequent(n: int, key: jax.Array):
 def test_places_and_neighbours_are_independent_of_the_numbers(key: jax.Array):
     """In a larger permutation: where each number lands, and which number follows which, over many draws."""
     n, draws = 64, 4096
-    orders = np.asarray(jax.jit(jax.vmap(lambda k: permutation(k, n)))(jax.random.split(key, draws)))
+    orders: Any = np.asarray(jax.jit(jax.vmap(lambda k: permutation(k, n)))(jax.random.split(key, draws)))
     places = np.zeros((n, n))
     follows = np.zeros((n, n))
     for i in range(n):

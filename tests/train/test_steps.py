@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import funcnn as fnn
-from tests.train.problems import KEY, NET, OBJECTIVE, assert_same, examples, start
+from tests.train.problems import KEY, NET, OBJECTIVE, assert_close, assert_same, examples, start
 
 OPTIMIZERS: dict[str, optax.GradientTransformation] = {
     "sgd": optax.sgd(0.1),
@@ -52,8 +52,7 @@ def test_a_step_is_gradient_update_and_nothing_else(name: str):
         reference = fnn.train.State(params, opt_state, reference.step + 1, reference.key)
         state, metrics = step(state, batch)
         np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(reference.params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # float32, in two programs
+    assert_close(state.params, reference.params, 1e-5, 1e-6)  # float32, in two programs
     assert state.step == 3
     assert step._cache_size() == 1, "traced once: no state of a weak type"
 
@@ -69,13 +68,13 @@ def test_gradient_functions_swap():
         optimizer = optax.sgd(0.1)
         state, batch = fnn.train.start(optimizer, start(), KEY), examples(8)
         step = fnn.train.step(OBJECTIVE, optimizer, gradient, metrics={"accuracy": fnn.train.accuracy})
+        metrics: dict[str, jax.Array] = {}
         for _ in range(3):
             state, metrics = step(state, batch)
         states.append(state)
-        assert list(metrics) == ["accuracy", "loss"] and 0 <= metrics["accuracy"] <= 1
+        assert sorted(metrics) == ["accuracy", "loss"] and 0 <= metrics["accuracy"] <= 1
     for state in states[1:]:
-        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(states[0].params), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+        assert_close(state.params, states[0].params, 1e-5, 1e-7)
 
 
 def test_the_state_is_used_up_and_the_parameters_are_not():
@@ -89,15 +88,13 @@ def test_the_state_is_used_up_and_the_parameters_are_not():
 
 def test_a_weighted_batch_counts_by_weight():
     optimizer = optax.sgd(0.1)
-    step = fnn.train.step(OBJECTIVE, optimizer, metrics={"accuracy": fnn.train.accuracy})
     x, y = examples(8)
     net = fnn.Serial(*(layer for layer in NET.layers if not isinstance(layer, fnn.Dropout)))
     step = fnn.train.step(OBJECTIVE.replace(net=net), optimizer, metrics={"accuracy": fnn.train.accuracy})
     params = net.init(jax.random.key(1), (5,))
     twice, one = step(fnn.train.start(optimizer, params, KEY), (x[[0, 0, 1]], y[[0, 0, 1]]))
-    weighted, two = step(fnn.train.start(optimizer, params, KEY), (x[:2], y[:2], np.float32([2, 1])))
-    for a, b in zip(jax.tree.leaves((twice.params, one)), jax.tree.leaves((weighted.params, two)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    weighted, two = step(fnn.train.start(optimizer, params, KEY), (x[:2], y[:2], np.array([2, 1], np.float32)))
+    assert_close((twice.params, one), (weighted.params, two), 1e-5, 1e-7)
 
 
 def test_augmentation_gets_a_key_of_its_own_each_step():
@@ -136,23 +133,33 @@ def test_max_norm_holds_each_unit(key: jax.Array):
         fnn.train.max_norm(1.0, "kernel").init(params)
 
 
-BAD: dict[str, tuple[Any, str]] = {
-    "objective": (lambda: fnn.train.step(NET, optax.sgd(0.1)), r"takes an fnn.Objective\(net, loss\), got Serial"),
-    "optimizer": (lambda: fnn.train.step(OBJECTIVE, optax.sgd), r"hyper=\{...\} it may be a function"),
-    "gradient": (lambda: fnn.train.step(OBJECTIVE, optax.sgd(0.1), "jax"), "one of 'autodiff', 'backprop'"),
-    "metric": (lambda: fnn.train.step(OBJECTIVE, optax.sgd(0.1), metrics={"loss": max}), "none of"),
-    "augment": (lambda: fnn.train.step(OBJECTIVE, optax.sgd(0.1), augment=[3]), r"\(key, batch\) -> batch"),
-    "prepare": (lambda: fnn.train.step(OBJECTIVE, optax.sgd(0.1), prepare=255), "batch -> batch"),
-    "aux": (lambda: fnn.train.step(OBJECTIVE.replace(aux=max), optax.sgd(0.1)), r"metrics=\{name: function\}"),
-    "key": (lambda: fnn.train.start(optax.sgd(0.1), start(), 0), r"jax.random.key\(0\), got 0"),
+def step_of(**changes: Any) -> Any:
+    options: dict[str, Any] = {"objective": OBJECTIVE, "optimizer": optax.sgd(0.1)} | changes
+    return fnn.train.step(options.pop("objective"), options.pop("optimizer"), **options)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "objective": ({"objective": NET}, r"takes an fnn.Objective\(net, loss\), got Serial"),
+    "optimizer": ({"optimizer": optax.sgd}, r"hyper=\{...\} it may be a function"),
+    "gradient": ({"gradient": "jax"}, "one of 'autodiff', 'backprop'"),
+    "metric": ({"metrics": {"loss": max}}, "none of"),
+    "augment": ({"augment": [3]}, r"\(key, batch\) -> batch"),
+    "prepare": ({"prepare": 255}, "batch -> batch"),
+    "aux": ({"objective": OBJECTIVE.replace(aux=max)}, r"metrics=\{name: function\}"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_named(name: str):
-    call, message = BAD[name]
+    changes, message = BAD[name]
     with pytest.raises(TypeError, match=message):
-        call()
+        step_of(**changes)
+
+
+def test_a_key_is_a_key():
+    key: Any = 0
+    with pytest.raises(TypeError, match=r"jax.random.key\(0\), got 0"):
+        fnn.train.start(optax.sgd(0.1), start(), key)
 
 
 def test_a_metric_that_takes_the_mean_itself_is_refused():

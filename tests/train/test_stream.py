@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import funcnn as fnn
-from tests.train.problems import BATCH, N, OBJECTIVE, assert_same, assert_same_history, examples, fit
+from tests.train.problems import BATCH, OBJECTIVE, N, assert_same, assert_same_history, examples, fit
 
 
 @pytest.fixture(scope="module")
