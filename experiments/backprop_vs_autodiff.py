@@ -22,10 +22,10 @@ from rich.progress import track
 import funcnn as fnn
 from experiments.common import measure, networks, record
 from experiments.common.comparison import AUTODIFF, BACKPROP, CONTROL, compare_curves, draw, side_by_side, verdict
-from experiments.common.training import Gradient, make_step, start, stepper, train_together
+from experiments.common.training import stepper, train_together
 from funcnn.data import DataError, Dataset, load_digits, load_mnist
 
-GRADIENTS: dict[str, Gradient] = {AUTODIFF: jax.value_and_grad, BACKPROP: fnn.backprop.value_and_grad}
+GRADIENTS = {AUTODIFF: "autodiff", BACKPROP: "backprop"}
 
 
 def _hint(default: str) -> str:
@@ -162,11 +162,13 @@ def run(config: Config, data: Dataset, console: Console) -> dict[str, Any]:
         highlight=False,
     )
     programs = {
-        name: measure.compiled(make_step(objective, optimizer, gradient), start(optimizer, params, key), probe)
+        name: measure.compiled(
+            fnn.train.step(objective, optimizer, gradient), fnn.train.start(optimizer, params, key), probe
+        )
         for name, gradient in GRADIENTS.items()
     }
-    starts = {name: start(optimizer, params, key) for name in GRADIENTS}
-    starts[CONTROL] = start(optimizer, one_rounding_away(params, config.dtype, config.seed), key)
+    starts = {name: fnn.train.start(optimizer, params, key) for name in GRADIENTS}
+    starts[CONTROL] = fnn.train.start(optimizer, one_rounding_away(params, config.dtype, config.seed), key)
     states, curves = train_together(
         {name: programs[name if name in programs else AUTODIFF].run for name in starts},
         starts,
@@ -179,7 +181,10 @@ def run(config: Config, data: Dataset, console: Console) -> dict[str, Any]:
     outputs = {name: np.asarray(predict(states[name].params, x_test)) for name in GRADIENTS}
     correct = {name: int(np.sum(np.argmax(scores, axis=-1) == labels_test)) for name, scores in outputs.items()}
     seconds = measure.interleave(
-        {name: stepper(program.run, start(optimizer, params, key), probe) for name, program in programs.items()},
+        {
+            name: stepper(program.run, fnn.train.start(optimizer, params, key), probe)
+            for name, program in programs.items()
+        },
         rounds=3 if config.smoke else 21,
         block_s=0.01 if config.smoke else 0.05,
     )

@@ -20,7 +20,7 @@ from rich.table import Table
 import funcnn as fnn
 from experiments.common import measure, networks, record
 from experiments.common.figure import BLUE, GREEN, ORANGE, figure
-from experiments.common.training import make_step, start, stepper
+from experiments.common.training import stepper
 
 TIME_MARK, MEMORY_MARK = 1.05, 1.0
 
@@ -119,8 +119,8 @@ def compare(case: Case, dtype: str, config: Config) -> dict[str, Any]:
         jax.clear_caches()  # so that neither is traced with what the other left behind
         if config.step:
             optimizer = optax.adam(1e-3)
-            state = start(optimizer, params, key_x)
-            programs[name] = measure.compiled(make_step(objective, optimizer, gradient), state, batch)
+            state = fnn.train.start(optimizer, params, key_x)
+            programs[name] = measure.compiled(fnn.train.step(objective, optimizer, gradient), state, batch)
             runs[name] = stepper(programs[name].run, state, batch)
         else:
             programs[name] = measure.compiled(jax.jit(gradient(objective)), params, batch)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import funcnn as fnn
@@ -60,26 +61,34 @@ class Training:
 
     @functools.cached_property
     def params(self) -> Params:
-        """Those of every training that names no seed."""
-        return jax.jit(self.init)(jax.random.key(0))
+        """Those of every training that names no seed; drawn by NumPy, as `init` compiles for every shape."""
+        rng, key = np.random.default_rng(0), jax.random.key(0)
+        shapes = jax.eval_shape(self.init, key)
+        return jax.tree.map(
+            lambda s: rng.standard_normal(s.shape, s.dtype) * np.float32((2 / s.shape[0]) ** 0.5), shapes
+        )
 
-    def fit(self, epochs: int, seed: int | None = None) -> History:
-        """One run; with a seed, the run of `fit_many` that has it."""
-        return fnn.train.fit(
-            params=self.params if seed is None else self.init, key=jax.random.key(seed or 0), **self._arguments(epochs)
-        )[1]
+    def fit(self, epochs: int, params: Params | Callable[[Key], Params], seed: int = 0) -> History:
+        """The run of a seed: with a function as `params` it is that of `fit_many`."""
+        return fnn.train.fit(params=params, key=jax.random.key(seed), **self._arguments(epochs))[1]
 
-    def fit_many(self, epochs: int, runs: int, strategy: str = "auto") -> Ensemble:
+    def fit_many(
+        self, epochs: int, params: Callable[[Key], Params], runs: int, strategy: str | int = "auto"
+    ) -> Ensemble:
         """The runs of the seeds 0, 1, ..."""
-        return fnn.train.fit_many(params=self.init, seeds=runs, strategy=strategy, **self._arguments(epochs))
+        return fnn.train.fit_many(params=params, seeds=runs, strategy=strategy, **self._arguments(epochs))
+
+    def varied(self, key: Key) -> Params:
+        """`params`, a little changed: `fit_many` compiles its `params` in each call, and `init` takes seconds."""
+        return jax.tree.map(lambda array: array * jax.random.uniform(key, minval=0.9, maxval=1.1), self.params)
 
     def seconds(self, epochs: int) -> Seconds:
         """Of one run."""
-        return seconds_of(self.fit(epochs))
+        return seconds_of(self.fit(epochs, self.params))
 
-    def ensemble_seconds(self, runs: int, strategy: str, epochs: int) -> Seconds:
+    def ensemble_seconds(self, runs: int, strategy: str | int, epochs: int) -> Seconds:
         """Of so many runs: a step is one step of all of them."""
-        ensemble = self.fit_many(epochs, runs, strategy)
+        ensemble = self.fit_many(epochs, self.varied, runs, strategy)
         return Seconds(ensemble.seconds, ensemble.seconds / (epochs * self.network.steps))
 
     def _arguments(self, epochs: int) -> dict[str, Any]:
@@ -103,9 +112,7 @@ def seconds_of(history: History) -> Seconds:
     return Seconds(float(seconds[-1]), float((seconds[-1] - seconds[0]) / (steps[-1] - steps[0])))
 
 
-def step_seconds(
-    runs: Mapping[Any, Callable[[int], Seconds]], rounds: int, block_s: float
-) -> dict[Any, list[float]]:
+def step_seconds(runs: Mapping[Any, Callable[[int], Seconds]], rounds: int, block_s: float) -> dict[Any, list[float]]:
     """Seconds for a step of each, a number for each round: trainings of about `block_s`, which take turns."""
     turns = {}
     for name, train in runs.items():

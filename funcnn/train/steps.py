@@ -88,7 +88,7 @@ def step(
         optimizer: any optax transformation: chains, schedules, clipping, masks, `MultiSteps`, `inject_hyperparams`, and
             those that ask for `value` or `value_fn`, such as `lbfgs`.
         gradient: "autodiff" (`jax.value_and_grad`), "backprop" (`funcnn.backprop.value_and_grad`), or a function of
-            their signature.
+            their signature, `(objective, has_aux=False)`; without metrics it is not asked for `has_aux`.
         metrics: functions `(outputs, targets) -> (N,)` by name; their weighted means are returned.
         augment: functions `(key, batch) -> batch`, in the order in which they are applied.
         prepare: a function `batch -> batch` that comes before, such as `data.Pixels(255)`.
@@ -184,9 +184,13 @@ def update(recipe: Recipe, state: State, batch: Batch, hyper: Hyper) -> tuple[St
     objective, optimizer = made(recipe.objective, hyper), made(recipe.optimizer, hyper)
     key, batch = ready(recipe, state, batch)
     gradient = GRADIENTS[recipe.gradient] if isinstance(recipe.gradient, str) else recipe.gradient
-    measured = objective.replace(aux=lambda outputs, batch: per_example(recipe.metrics, outputs, batch))
-    place = recipe.placement
-    (value, metrics), grads = gradient(measured, has_aux=True)(place.gather(state.params), batch, key=key, train=True)
+    place, metrics = recipe.placement, {}
+    params = place.gather(state.params)
+    if recipe.metrics:
+        measured = objective.replace(aux=lambda outputs, batch: per_example(recipe.metrics, outputs, batch))
+        (value, metrics), grads = gradient(measured, has_aux=True)(params, batch, key=key, train=True)
+    else:  # so that a gradient function of one's own may do without has_aux
+        value, grads = gradient(objective)(params, batch, key=key, train=True)
     grads = place.scatter(grads)
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         grads,
