@@ -4,14 +4,19 @@ import importlib
 import pkgutil
 
 import experiments
+from experiments import benchmarks
 
 
 def main() -> None:
-    """Prints each experiment's command and the first line of its docstring."""
-    for module in pkgutil.iter_modules(experiments.__path__, "experiments."):
-        if not (module.ispkg or "._" in module.name):
-            claim = (importlib.import_module(module.name).__doc__ or "").partition("\n")[0]
-            print(f"python -m {module.name}\n    {claim}")
+    """Prints each command and the first line of its docstring; a module without a `main` is a part of one."""
+    for package in (experiments, benchmarks):
+        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if found.ispkg or "._" in found.name:
+                continue
+            module = importlib.import_module(found.name)
+            if hasattr(module, "main"):
+                claim = (module.__doc__ or "").partition("\n")[0]
+                print(f"python -m {found.name}\n    {claim}")
 
 
 if __name__ == "__main__":

@@ -90,18 +90,18 @@ def draw(path: pathlib.Path, result: dict[str, Any]) -> None:
                 label = f"{gradient}: slope {slope:.2f}" if len(sweep["curves"]) > 1 else f"time: slope {slope:.2f}"
                 values = 1e3 * np.array(found["seconds"])
                 axes.loglog(sizes, values, marker, color=COLORS[gradient], markersize=5, label=label)
-                _power(axes, sizes, values, slope, COLORS[gradient])
+                power(axes, sizes, values, slope, COLORS[gradient])
             axes.set_title(f"{sweep['label']}; {sweep['fixed']}")
             axes.set_xlabel(f"{sweep['label']} (operations grow with power {sweep['expected']})")
             axes.set_ylabel("ms a step" if sweep["sweep"] != "runs" else "ms a step of all runs")
-            _plain(axes, sizes)
+            plain(axes, sizes)
             if sweep["sweep"] == "runs":
                 _memory(axes, result["memory"])
             else:
                 axes.legend(loc="upper left")
 
 
-def _power(axes: Any, sizes: np.ndarray, values: np.ndarray, slope: float, color: str) -> None:
+def power(axes: Any, sizes: np.ndarray, values: np.ndarray, slope: float, color: str) -> None:
     """The fitted power through the upper half of the sizes."""
     upper = sizes[laws.upper(sizes) :]
     height = np.exp(np.mean(np.log(values[-len(upper) :]) - slope * np.log(upper)))
@@ -114,16 +114,16 @@ def _memory(axes: Any, memory: dict[str, Any]) -> None:
     values = np.array([found["all"] for found in memory["bytes"]]) / 1e6
     slope = memory["linear"]["exponent"]
     right.loglog(sizes, values, "^", color=GREEN, markersize=5, label=f"memory: slope {slope:.2f} (right axis)")
-    _power(right, sizes, values, slope, GREEN)
+    power(right, sizes, values, slope, GREEN)
     right.set_ylabel("MB planned")
     right.grid(visible=False)
     right.spines["right"].set_visible(True)
-    _plain(right, sizes)
+    plain(right, sizes)
     handles = [handle for side in (axes, right) for handle in side.get_legend_handles_labels()[0]]
     axes.legend(handles=handles, loc="upper left")
 
 
-def _plain(axes: Any, sizes: np.ndarray) -> None:
+def plain(axes: Any, sizes: np.ndarray) -> None:
     """Ticks at the sizes, and numbers as people write them."""
     every = 1 + len(sizes) // 7
     axes.set_xticks(sizes[::every], [f"{size:.0f}" for size in sizes[::every]])

@@ -31,7 +31,7 @@ class Seconds(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What is trained, and how. All trainings of one begin with the same weights."""
+    """What is trained, and how."""
 
     network: Network
     gradient: str = "autodiff"
@@ -45,28 +45,19 @@ class Training:
         loss = fnn.losses.mse if self.network.regression else fnn.losses.softmax_cross_entropy
         return fnn.Objective(networks.mlp(hidden, fnn.Relu(), outputs), loss)
 
-    @functools.cached_property
+    @property
     def data(self) -> tuple[jax.Array, jax.Array]:
-        """The network's examples, drawn on the device if they are many."""
-        features, outputs = self.network.sizes[0], self.network.sizes[-1]
-        if features * outputs < 2**20:
-            x, y = self.network.examples()
-            return jnp.asarray(x), jnp.asarray(y)
-        n = self.network.batch * self.network.steps
-        return jax.random.normal(jax.random.key(0), (n, features)), jax.random.normal(jax.random.key(1), (n, outputs))
+        """The network's examples."""
+        return _examples(self.network)
 
     def init(self, key: Key) -> Params:
         """Parameters to begin with."""
         return self.objective.net.init(key, self.network.sizes[:1])
 
-    @functools.cached_property
+    @property
     def params(self) -> Params:
-        """Those of every training that names no seed; drawn by NumPy, as `init` compiles for every shape."""
-        rng, key = np.random.default_rng(0), jax.random.key(0)
-        shapes = jax.eval_shape(self.init, key)
-        return jax.tree.map(
-            lambda s: rng.standard_normal(s.shape, s.dtype) * np.float32((2 / s.shape[0]) ** 0.5), shapes
-        )
+        """Weights that every training may begin with; drawn by NumPy, as `init` compiles for every shape."""
+        return _params(self.network)
 
     def fit(self, epochs: int, params: Params | Callable[[Key], Params], seed: int = 0) -> History:
         """The run of a seed: with a function as `params` it is that of `fit_many`."""
@@ -102,6 +93,24 @@ class Training:
             "compute_dtype": self.compute_dtype,
             "progress": None,
         }
+
+
+@functools.cache
+def _examples(network: Network) -> tuple[jax.Array, jax.Array]:
+    features, outputs = network.sizes[0], network.sizes[-1]
+    if features * outputs < 2**20:
+        x, y = network.examples()
+        return jnp.asarray(x), jnp.asarray(y)
+    # On the device: a linear teacher of this size takes NumPy a minute.
+    n, keys = network.batch * network.steps, jax.random.split(jax.random.key(0))
+    return jax.random.uniform(keys[0], (n, features)), jax.random.normal(keys[1], (n, outputs))
+
+
+@functools.cache
+def _params(network: Network) -> Params:
+    training, rng = Training(network), np.random.default_rng(0)
+    shapes = jax.eval_shape(training.init, jax.random.key(0))
+    return jax.tree.map(lambda s: rng.standard_normal(s.shape, s.dtype) * np.float32((2 / s.shape[0]) ** 0.5), shapes)
 
 
 def seconds_of(history: History) -> Seconds:

@@ -129,19 +129,23 @@ class Keeper:
         by_epoch = epochs is not None and epoch_ended is not None and epoch_ended % epochs == 0
         return by_epoch or (steps is not None and step // steps > (self.newest or 0) // steps)
 
-    def save(self, run: loop.Run, recorder: Recorder, position: tuple[int, int], row: dict[str, float]) -> None:
+    def save(self, run: loop.Run, position: tuple[int, int], recorder: Recorder) -> None:
         """Begins to write a checkpoint; the writing goes on while the run does."""
         step = int(run.state.step)
         if self.newest is not None and step <= self.newest:
             return
         arrays = plain_arrays(run)
         # On the host, where their number may change without a compilation; one more, since Orbax saves no empty array.
-        losses = np.concatenate([np.zeros(1, np.float64), *recorder.step_loss])
+        losses = np.concatenate([np.zeros(1), recorder.losses])
+        row = recorder.rows[-1] if recorder.rows else {}
         body = {
             "format": FORMAT,
             "identity": self.identity,
             "position": list(position),
-            "rows": [dict(row) for row in recorder.rows],  # a copy: it is written while the run goes on
+            "rows": recorder.rows,
+            "best_epoch": recorder.best_epoch,
+            "stopped": recorder.stopped,
+            "seconds": recorder.seconds,
             "losses": len(losses),
             "losses sha256": hashlib.sha256(losses.tobytes()).hexdigest(),
             "compile_seconds": recorder.compile_seconds,
@@ -177,7 +181,11 @@ class Keeper:
                 self._set_aside(step)
                 continue
             losses = arrays.pop("losses")[1:].astype(jnp.result_type(float))
-            recorder = Recorder(body["rows"], [losses], body["compile_seconds"])
+            recorder = Recorder(
+                rows=body["rows"],
+                losses=losses,
+                **{name: body[name] for name in ("compile_seconds", "best_epoch", "stopped", "seconds")},
+            )
             leaves = list(arrays.values())
             self.newest = step
             return from_plain_arrays(like, leaves), recorder, tuple(body["position"])

@@ -11,6 +11,9 @@ import numpy as np
 
 from funcnn.table import Table
 
+# In an epoch's row with early stopping, 1 for yes: whether it is the best so far, and whether it is the last.
+BETTER, STOPPED = "better", "stopped"
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class History(Mapping[str, np.ndarray]):
@@ -111,13 +114,59 @@ class History(Mapping[str, np.ndarray]):
 
 @dataclasses.dataclass
 class Recorder:
-    """Collects what `History` shows, piece by piece. The one mutable thing of a run, on the host."""
+    """Collects what `History` shows, piece by piece. The one mutable thing of a run, on the host.
+
+    Attributes:
+        rows: what is known of each epoch that has ended.
+        losses: the loss of each step.
+        compile_seconds: the time that compilation took, of earlier parts of a resumed run too.
+        best_epoch: the best epoch so far, where early stopping looks for it.
+        stopped: whether it has stopped the run.
+        seconds: how long the steps took, likewise.
+        rate: steps per second of the newest piece.
+    """
 
     rows: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    step_loss: list[np.ndarray] = dataclasses.field(default_factory=list)
+    losses: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     compile_seconds: float = 0.0
+    best_epoch: int | None = None
+    stopped: bool = False
+    seconds: float = 0.0
+    rate: float = 0.0
 
-    def history(self, best_epoch: int | None = None) -> History:
+    @property
+    def steps(self) -> int:
+        """How many steps are recorded."""
+        return len(self.losses)
+
+    def add(self, losses: np.ndarray, rows: list[dict[str, float]], seconds: float) -> list[dict[str, float]]:
+        """Adds a piece that ended `seconds` after training began, up to an early stop; returns the epochs' rows."""
+        before, began, took = self.steps, self.seconds, seconds - self.seconds
+        # Joined anew for each piece, of which there are few.
+        self.losses = np.concatenate([self.losses, losses]).astype(losses.dtype)
+        self.seconds = seconds
+        self.rate = len(losses) / took if len(losses) and took > 0 else self.rate
+        added = []
+        for row in rows:
+            share = (row["step"] - before) / len(losses) if len(losses) else 1.0
+            values = {name: value for name, value in row.items() if name not in (BETTER, STOPPED)}
+            counts = {name: int(values.pop(name)) for name in ("epoch", "step")}
+            added.append(counts | {"seconds": began + share * took} | values)
+            if row.get(BETTER):
+                self.best_epoch = counts["epoch"]
+            if row.get(STOPPED):
+                self.stopped = True
+                self.losses = self.losses[: counts["step"]]
+                break
+        self.rows += added
+        return added
+
+    def cut(self, steps: int) -> None:
+        """Forgets what is after so many steps."""
+        self.losses = self.losses[:steps]
+        self.rows = [row for row in self.rows if row["step"] <= steps]
+
+    def history(self) -> History:
         """The history so far."""
         names = list(dict.fromkeys(name for row in self.rows for name in row)) or ["epoch", "step", "seconds", "loss"]
         integers = {"epoch", "step"}
@@ -125,8 +174,7 @@ class Recorder:
             name: np.array([row.get(name, np.nan) for row in self.rows], np.int64 if name in integers else np.float64)
             for name in names
         }
-        losses = np.concatenate(self.step_loss) if self.step_loss else np.zeros(0)
-        return History(arrays, losses, best_epoch, self.compile_seconds)
+        return History(arrays, self.losses, self.best_epoch, self.compile_seconds)
 
 
 def format_value(name: str, value: float) -> str:

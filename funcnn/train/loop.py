@@ -18,6 +18,7 @@ from jax import lax
 from funcnn.layer import Params
 from funcnn.objective import weighted_mean
 from funcnn.train import steps as one_step
+from funcnn.train.history import BETTER, STOPPED
 from funcnn.train.shuffle import permutation
 from funcnn.train.steps import Hyper, Recipe, State
 
@@ -26,8 +27,6 @@ Sums = dict[str, jax.Array]
 
 # The longest piece that one call runs: the length of the array that the losses are returned in.
 MOST_STEPS = 2**14
-
-BETTER, STOPPED = "better", "stopped"  # in an epoch's row with early stopping: 1 for yes
 
 
 @dataclasses.dataclass(frozen=True)

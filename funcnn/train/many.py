@@ -22,7 +22,7 @@ from funcnn.train import loop
 from funcnn.train import steps as one_step
 from funcnn.train.feed import FIRST_PIECE, PIECE_SECONDS, check_arrays, check_batch, check_count
 from funcnn.train.fit import EarlyStopping, cast_objective, check_hyper, monitoring
-from funcnn.train.history import History, Recorder, format_value
+from funcnn.train.history import BETTER, STOPPED, History, Recorder, format_value
 from funcnn.train.progress import as_progress
 from funcnn.train.steps import Augment, Metric, Prepare, Recipe, State
 
@@ -285,7 +285,7 @@ def fit_many(
             teller.update(last, last // per_epoch, _without_flags(shown), (last - step) / took)
             size = max(1, min(int((last - step) * PIECE_SECONDS / took), 16 * size, loop.MOST_STEPS))
             step = last
-            if rows and rows[-1].get(loop.STOPPED, np.zeros(1)).all():
+            if rows and rows[-1].get(STOPPED, np.zeros(1)).all():
                 break
     finally:
         pool.shutdown()
@@ -388,11 +388,11 @@ def _collected(
     def unfold(array: Any) -> Any:
         return array.reshape(*shape, *array.shape[1:])
 
-    names = [name for name in loop.row_names(plan, "valid loss" in rows[0]) if name not in (loop.BETTER, loop.STOPPED)]
+    names = [name for name in loop.row_names(plan, "valid loss" in rows[0]) if name not in (BETTER, STOPPED)]
     arrays = {name: np.stack([row[name] for row in rows], axis=-1).astype(float) for name in names}
     steps = np.broadcast_to(np.arange(1.0, len(rows) + 1) * per_epoch, (len(rows[0]["loss"]), len(rows)))
     if plan.monitor:
-        stopped = np.stack([row[loop.STOPPED] for row in rows], axis=-1) > 0
+        stopped = np.stack([row[STOPPED] for row in rows], axis=-1) > 0
         over = np.pad(stopped, ((0, 0), (1, 0)))[:, :-1]  # the epoch of the stop still counts
         arrays = {name: np.where(over, np.nan, values) for name, values in arrays.items()}
         steps = np.where(over, np.nan, steps)
@@ -403,4 +403,4 @@ def _collected(
 
 
 def _without_flags(row: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name not in (loop.BETTER, loop.STOPPED)}
+    return {name: value for name, value in row.items() if name not in (BETTER, STOPPED)}

@@ -16,14 +16,17 @@ torch: Any = importlib.import_module("torch")
 def make(network: Network, x: np.ndarray, y: np.ndarray, mode: str) -> Loop:
     """zero_grad, backward, step for each batch."""
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as JAX has it there unless told otherwise
     nn = torch.nn
     layers = [part for shape in itertools.pairwise(network.sizes) for part in (nn.Linear(*shape), nn.ReLU())]
-    model = nn.Sequential(*layers[:-1])
+    model = nn.Sequential(*layers[:-1]).to(device)
     initial = copy.deepcopy(model.state_dict())
     forward = torch.compile(model) if mode == "compiled" else model
     loss_fn = nn.MSELoss() if network.regression else nn.CrossEntropyLoss()
-    images = torch.from_numpy(x)
-    answers = torch.from_numpy(y if network.regression else y.astype(np.int64))
+    images = torch.from_numpy(x).to(device)
+    answers = torch.from_numpy(y if network.regression else y.astype(np.int64)).to(device)
 
     def start() -> Any:
         model.load_state_dict(initial)
@@ -33,7 +36,7 @@ def make(network: Network, x: np.ndarray, y: np.ndarray, mode: str) -> Loop:
         loss = metric = float("nan")
         for _ in range(epochs):
             losses, metrics = [], []
-            for rows in torch.randperm(len(images)).split(network.batch):
+            for rows in torch.randperm(len(images), device=device).split(network.batch):
                 x, y = images[rows], answers[rows]
                 optimizer.zero_grad()
                 outputs = forward(x)
