@@ -62,6 +62,11 @@ def save(path: str | os.PathLike[str], net: Layer, params: Params) -> None:
         metadata["net"] = to_json(net)
     except TypeError as error:
         metadata["no net"] = str(error)
+    if spread := [name for name, array in arrays.items() if not getattr(array, "is_fully_addressable", True)]:
+        raise TypeError(
+            f"params {spread[0]!r} is spread over several processes: gather it first, for example by "
+            "jax.jit(lambda params: params, out_shardings=jax.NamedSharding(mesh, jax.P()))(params)"
+        )
     tensors = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     for name, array in tensors.items():
         if array.dtype.name not in _DTYPES.values():

@@ -83,19 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.check()
         config.out.mkdir(parents=True, exist_ok=True)
     if config.smoke:
-        config = dataclasses.replace(config, rounds=2, block_s=0.02)
+        config = dataclasses.replace(config, rounds=1, block_s=1e-3)
     chosen = [part for part in PARTS if part in config.parts]
     path = config.out / ("accelerator" if chosen == [*PARTS] else f"accelerator-{'-'.join(chosen)}")
-    console, result = record.console(), {}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
+    result: dict[str, Any] = {"command": record.command("experiments.benchmarks.accelerator", argv)}
+    console = record.console()
     # The libraries come first: as soon as this process looks for the device, it takes its memory.
     for part in chosen:
-        result[part] = peers_on_device(config, console) if part == "peers" else PARTS_HERE[part](config, console)
-        about = {"command": record.command("experiments.benchmarks.accelerator", argv), **record.environment()}
-        about |= {"rehearsal": jax.default_backend() == "cpu", "config": settings, "sizes": sizes_of(config)}
-        record.write(path.with_suffix(".json"), {**about, **result})  # after each part: the next may fail
-    accelerator_report.tell(console, {**about, **result})
-    accelerator_report.draw(path.with_suffix(".png"), {**about, **result})
+        found = MEASURE[part](config, console)
+        result |= {**record.environment(), "rehearsal": jax.default_backend() == "cpu"}
+        result |= {"config": settings, "sizes": sizes_of(config), part: found}
+        record.write(path.with_suffix(".json"), result)  # after each part: the next may fail
+    accelerator_report.tell(console, result)
+    accelerator_report.draw(path.with_suffix(".png"), result)
     print(f"Figure and record: {path}.png, {path}.json")
     return 0
 
@@ -241,7 +242,7 @@ def apart(g: Any, a: Any) -> dict[str, float]:
     }
 
 
-PARTS_HERE = {"utilisation": utilisation, "ensembles": ensembles, "gradcheck": gradcheck}
+MEASURE = {"peers": peers_on_device, "utilisation": utilisation, "ensembles": ensembles, "gradcheck": gradcheck}
 
 
 if __name__ == "__main__":

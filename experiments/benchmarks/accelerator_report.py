@@ -116,7 +116,7 @@ def _peers(axes: Any, found: list[dict[str, Any]]) -> None:
         rates = [rows[name]["steps_per_s"]["median"] for name in rows]
         axes.semilogx(rates, [names.index(n) for n in rows], marker, color=color, label=network["network"])
     axes.set_yticks(range(len(names)), [LIBRARIES[name].label for name in names])
-    axes.set(xlabel="steps/s", title="training loops", ylim=(len(names) - 0.5, -0.5))
+    axes.set(xlabel="steps/s", title="training loops", ylim=(len(names) - 0.5, -0.5), xlim=_decades(*axes.get_xlim()))
     axes.legend(fontsize=8, title="network", title_fontsize=8)
 
 
@@ -132,7 +132,8 @@ def _utilisation(axes: Any, found: dict[str, Any]) -> None:
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_title(f"fit, {found['network']}, batch {found['batch']}")
-    axes.set_xlabel(f"% of the products' rate in that dtype; dotted: the mark of bfloat16, {UTILISATION_MARK:.0%}")
+    axes.set_xlabel("% of the products' rate in that dtype; dotted: the mark of bfloat16")
+    axes.set_xlim(0, 105)
 
 
 def _ensembles(axes: Any, found: dict[str, Any]) -> None:
@@ -145,25 +146,34 @@ def _ensembles(axes: Any, found: dict[str, Any]) -> None:
     right.grid(visible=False)
     right.spines["right"].set_visible(True)
     for side in (axes, right):
+        side.set_ylim(*_decades(*side.get_ylim()))
         plain(side, sizes)
-    axes.set(title="fit_many, 64-32-10, batch 32", xlabel="runs", ylabel="µs a step and run")
-    right.set_ylabel("MB planned")
+    axes.set(title="fit_many, 64-32-10, batch 32", xlabel="runs")
+    axes.set_ylabel("µs a step and run", color=BLUE)
+    right.set_ylabel("MB planned", color=GREEN)
     axes.legend(handles=[*axes.lines, right.lines[0]], loc="upper center")
+
+
+def _decades(low: float, high: float) -> tuple[float, float]:
+    return 10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high))
 
 
 def _gradcheck(axes: Any, found: dict[str, Any]) -> None:
     by_hand, changed = found["by_hand_to_autodiff"], found["default_to_highest"]
     places = np.arange(len(changed))
-    for errors, color, marker, label in (
-        (by_hand["highest"], BLUE, "o", "by hand - jax.grad, pinned"),
-        (by_hand["default"], ORANGE, "s", "by hand - jax.grad, not pinned"),
-        (changed, SKY, "^", "jax.grad: not pinned - pinned"),
+    for shift, (errors, color, marker, label) in enumerate(
+        (
+            (by_hand["highest"], BLUE, "o", "by hand - jax.grad, pinned"),
+            (by_hand["default"], ORANGE, "s", "by hand - jax.grad, not pinned"),
+            (changed, SKY, "^", "jax.grad: not pinned - pinned"),
+        ),
+        start=-1,
     ):
         values = np.maximum([errors[name] for name in changed], 1e-9)
-        axes.semilogy(places, values, marker, color=color, label=label)
+        axes.semilogy(places + 0.2 * shift, values, marker, color=color, label=label)
     tolerance = found["pinned"]["tolerances"]["error"]["float32"]
     axes.axhline(tolerance, color="black", linestyle=":", linewidth=1.5, label=f"the checker's tolerance, {tolerance}")
     axes.set_xticks(places, list(changed))
     axes.set(title="float32 gradients", ylabel="largest difference / largest entry", ylim=(5e-10, 1))
-    axes.text(0, 5.5e-10, "1e-9: equal or nearer", fontsize=7, color=GRAY, va="bottom")
+    axes.set_xlabel("array; marks at 1e-9: equal, or as near as that")
     axes.legend(fontsize=8)

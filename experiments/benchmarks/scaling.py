@@ -38,6 +38,7 @@ class Sweep(NamedTuple):
     sizes: tuple[int, ...]
     network: Callable[[int], Network]
     expected: float  # the exponent that the operations of a large step have
+    smoke: tuple[int, ...] = (1, 2)
 
 
 SWEEPS = {
@@ -47,6 +48,7 @@ SWEEPS = {
         (16, 32, 64, 128, 256, 512, 1024, 2048),
         lambda width: network([width] * 3),
         2,
+        (16, 32),
     ),
     "depth": Sweep(
         "hidden layers", "of 128 units, batch 128", (1, 2, 4, 8, 16, 32), lambda depth: network([128] * depth), 1
@@ -57,10 +59,11 @@ SWEEPS = {
         tuple(2**k for k in range(3, 13)),
         lambda batch: network([128] * 3, batch, 4096),
         1,
+        (256, 512),
     ),
 }
 MEMBER = network([32], 32, 42 * 32)  # of an ensemble
-RUNS = tuple(2**k for k in range(9))
+RUNS, SMOKE_RUNS = tuple(2**k for k in range(9)), (1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +96,6 @@ class Config:
         if self.strategy not in ("auto", "vmap", "map"):
             raise record.UsageError(f"--strategy is auto, vmap or map, got {self.strategy!r}")
 
-    def sizes(self, all_sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """Those to measure."""
-        return all_sizes[:2] if self.smoke else all_sizes
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code."""
@@ -105,12 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.check()
         config.out.mkdir(parents=True, exist_ok=True)
     if config.smoke:
-        config = dataclasses.replace(config, rounds=2, block_s=0.02, runs=4, sample=2, epochs=3, strategy="vmap")
+        config = dataclasses.replace(config, rounds=1, block_s=1e-3, runs=2, sample=2, epochs=3, strategy="vmap")
     console = record.console()
     sweeps = [swept(name, config, console) for name in SWEEPS]
     with console.status("ensembles of 64-32-10"):
         sweeps.append(swept_runs(config))
-        memory = memory_of(Training(MEMBER), config.sizes(RUNS))
+        memory = memory_of(Training(MEMBER), sweeps[-1]["sizes"])
         gain = throughput(Training(MEMBER), config)
     result = {"sweeps": sweeps, "memory": memory, "throughput": gain}
     console.print(scaling_report.as_table(result))
@@ -129,9 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def swept(name: str, config: Config, console: Console) -> dict[str, Any]:
-    """One sweep of single runs, with the smaller choice of gradients in a smoke run."""
+    """One sweep of single runs, by both gradients; a smoke run has one."""
     sweep = SWEEPS[name]
-    sizes, gradients = config.sizes(sweep.sizes), GRADIENTS[: 1 if config.smoke else None]
+    sizes, gradients = (sweep.smoke, GRADIENTS[:1]) if config.smoke else (sweep.sizes, GRADIENTS)
     with console.status(f"{sweep.label}: {', '.join(map(str, sizes))}"):
         runs = {(g, size): Training(sweep.network(size), g).seconds for g in gradients for size in sizes}
         seconds = step_seconds(runs, config.rounds, config.block_s)
@@ -147,7 +146,7 @@ def swept(name: str, config: Config, console: Console) -> dict[str, Any]:
 
 def swept_runs(config: Config) -> dict[str, Any]:
     """A step of all runs of an ensemble, by how many they are."""
-    sizes, training = config.sizes(RUNS), Training(MEMBER)
+    sizes, training = SMOKE_RUNS if config.smoke else RUNS, Training(MEMBER)
     runs = {size: functools.partial(training.ensemble_seconds, size, config.strategy) for size in sizes}
     seconds = step_seconds(runs, config.rounds, config.block_s)
     found = curve(sizes, [seconds[size] for size in sizes])
@@ -213,7 +212,7 @@ def throughput(training: Training, config: Config) -> dict[str, Any]:
         "steps": config.epochs * training.network.steps,
         "first_call": first,
         "at_once": [ensemble.at_once for *_, ensemble in turns["fit_many"]],
-        "loss_difference": float(np.max(np.abs(many[: config.sample] - alone) / np.abs(alone))),
+        "losses": scaling_report.compare_losses(many[: config.sample], alone),
         "mark": scaling_report.GAIN_MARK,
     }
     for i, kind in enumerate(("whole", "inside")):

@@ -101,7 +101,7 @@ def _examples(network: Network) -> tuple[jax.Array, jax.Array]:
     if features * outputs < 2**20:
         x, y = network.examples()
         return jnp.asarray(x), jnp.asarray(y)
-    # On the device: a linear teacher of this size takes NumPy a minute.
+    # On the device, without a teacher, whose products take NumPy a minute.
     n, keys = network.batch * network.steps, jax.random.split(jax.random.key(0))
     return jax.random.uniform(keys[0], (n, features)), jax.random.normal(keys[1], (n, outputs))
 
@@ -110,7 +110,10 @@ def _examples(network: Network) -> tuple[jax.Array, jax.Array]:
 def _params(network: Network) -> Params:
     training, rng = Training(network), np.random.default_rng(0)
     shapes = jax.eval_shape(training.init, jax.random.key(0))
-    return jax.tree.map(lambda s: rng.standard_normal(s.shape, s.dtype) * np.float32((2 / s.shape[0]) ** 0.5), shapes)
+    with jax.ensure_compile_time_eval():  # arrays, also where `varied` is traced
+        return jax.tree.map(
+            lambda s: jnp.asarray(rng.standard_normal(s.shape, s.dtype) * np.float32((2 / s.shape[0]) ** 0.5)), shapes
+        )
 
 
 def seconds_of(history: History) -> Seconds:
@@ -154,6 +157,7 @@ def ensemble_bytes(training: Training, runs: int) -> dict[str, int]:
     number = jnp.asarray(0)
     lowered = many._advance.lower(plan, groups.size, group, training.data, None, {}, number, number, number)
     memory = lowered.compile().memory_analysis()
+    assert memory is not None, "the backend does not say"
     data = sum(array.nbytes for array in training.data)
     found = {
         "data": data,

@@ -152,19 +152,21 @@ class Keeper:
             "checksums": {name: np.asarray(value).tolist() for name, value in checksums(arrays).items()},
         }
         value = row.get(self.checkpoints.best, math.nan) if self.checkpoints.best else math.nan
+        # Read back at once: it is written while the run goes on and `recorder` with it.
+        sealed = {"body": json.loads(json.dumps(body)), "sha256": digest(body)}
         args = self.ocp.args
         self.manager.save(
             step,
             args=args.Composite(
                 arrays=args.StandardSave(arrays | {"losses": losses}),
-                meta=args.JsonSave({"body": body, "sha256": digest(body)}),
+                meta=args.JsonSave(sealed),
             ),
             metrics={"value": value} if math.isfinite(value) else None,
         )
         self.newest = step
 
-    def restore(self, like: loop.Run) -> tuple[loop.Run, Recorder, tuple[int, int]] | None:
-        """The newest sound checkpoint of this run; None where there are none."""
+    def restore(self, like: loop.Run, epochs: int) -> tuple[loop.Run, Recorder, tuple[int, int]] | None:
+        """The newest sound checkpoint of this run, of at most so many epochs; None where there are none."""
         steps = sorted(self.manager.all_steps(), reverse=True)
         for step in steps:
             try:
@@ -173,6 +175,10 @@ class Keeper:
                     raise _Damaged("its description has another checksum than it had when it was written")
                 body = body["body"]
                 self._check(step, body)
+                if len(body["rows"]) > epochs:
+                    raise CheckpointError(
+                        f"the run in {self.directory} has {len(body['rows'])} epochs already, and epochs={epochs}"
+                    )
                 arrays = self._arrays(step, like, body)
             except _Damaged as error:
                 warnings.warn(
@@ -189,9 +195,9 @@ class Keeper:
             leaves = list(arrays.values())
             self.newest = step
             return from_plain_arrays(like, leaves), recorder, tuple(body["position"])
-        if steps:
+        if steps or any(self.directory.glob("damaged-*")):
             raise CheckpointError(
-                f"none of the checkpoints in {self.directory} can be used ({', '.join(map(str, sorted(steps)))}); "
+                f"none of the checkpoints in {self.directory} can be used: all are damaged; "
                 "begin anew in another directory"
             )
         return None
@@ -235,7 +241,8 @@ class Keeper:
             raise _Damaged("the losses of its steps have another checksum than they had when it was written")
         for name, value in checksums(arrays).items():
             if np.asarray(value).tolist() != body["checksums"][name]:
-                raise _Damaged(f"array {name} has another checksum than it had when it was written")
+                path = list(shapes(like))[int(name)]
+                raise _Damaged(f"run{path} has another checksum than it had when it was written")
         return arrays | {"losses": losses}
 
     def _set_aside(self, step: int) -> None:

@@ -26,17 +26,19 @@ CHUNK_STEPS = 256
 
 @dataclasses.dataclass
 class Piece:
-    """What one dispatch did."""
+    """What one dispatch did, and how to do it again."""
 
-    run: loop.Run
+    run: loop.Run  # after it
+    position: tuple[int, int]  # of the next step: its epoch from 0, its number in it
     losses: np.ndarray  # of its steps
     rows: list[dict[str, float]]  # of the epochs that ended in it
-    batches: Callable[[int], Any]  # the batch of step number i of the whole run
-    replay: Callable[[int], loop.Run]  # the run after the piece's steps up to number i of the whole run
-    epoch: int  # of the first step, from 0
-    first: int  # number of the first step in its epoch
+    begin: int  # how many steps the run had taken before those that can be done again
+    epoch: int  # of the first of these, from 0
+    first: int  # its number in its epoch
     per_epoch: int | None  # steps an epoch has, where that is known
-    position: tuple[int, int]  # the next step: its epoch from 0, its number in it
+    replay: Callable[[int], loop.Run]  # the run when it had taken so many steps
+    batches: Callable[[int], Any]  # the batch that it took after so many
+    compile_seconds: float = 0.0
 
 
 class Memory:
@@ -79,41 +81,38 @@ class Memory:
             last = min(step + size, epochs * per_epoch, pause(step))
             if last // per_epoch > step // per_epoch:
                 last -= last % per_epoch  # end with an epoch, where one fits
-            began = time.perf_counter()
-            before = run
+            began, before = time.perf_counter(), run
             run, rows, losses = self._advance(before, step, last, epochs)
             losses = np.asarray(losses)[: last - step]
             took = time.perf_counter() - began
-            ended = range(step // per_epoch, last // per_epoch)
             # By name in the order of reading: a compiled function returns a dict sorted by name.
             rows = {name: np.asarray(rows[name]) for name in loop.row_names(self.plan, self.valid is not None)}
             yield Piece(
                 run,
-                losses,
-                [
+                position=divmod(last, per_epoch),
+                losses=losses,
+                rows=[
                     {"epoch": epoch + 1, "step": (epoch + 1) * per_epoch} | {k: float(v[i]) for k, v in rows.items()}
-                    for i, epoch in enumerate(ended)
+                    for i, epoch in enumerate(range(step // per_epoch, last // per_epoch))
                 ],
-                batches=self._batch_of(run),
-                replay=lambda to, before=before, step=step: self._advance(before, step, to, epochs)[0],
+                begin=step,
                 epoch=step // per_epoch,
                 first=step % per_epoch,
                 per_epoch=per_epoch,
-                position=divmod(last, per_epoch),
+                replay=lambda to, before=before, step=step: self._advance(before, step, to, epochs)[0],
+                batches=functools.partial(self._batch, run.state.key),
             )
+            del before  # what the run was is not kept while it goes on
             size = max(1, min(int((last - step) * self.seconds / took), 16 * size, loop.MOST_STEPS))
             step = last
 
     def _advance(self, run: loop.Run, first: int, last: int, epochs: int) -> Any:
         return loop.advance(self.plan, run, self.data, self.valid, self.hyper, first, last, epochs)
 
-    def _batch_of(self, run: loop.Run) -> Callable[[int], Any]:
-        def batch(step: int) -> Any:
-            epoch, i = divmod(step, self.per_epoch)
-            rows = loop.order(self.plan, run.state.key, epoch, self.n)[i]
-            return tuple(array[rows] for array in self.data)
-
-        return batch
+    def _batch(self, key: Key, step: int) -> Any:
+        epoch, i = divmod(step, self.per_epoch)
+        rows = loop.order(self.plan, key, epoch, self.n)[i]
+        return tuple(array[rows] for array in self.data)
 
 
 class Stream:
@@ -155,26 +154,30 @@ class Stream:
         where = self.plan.recipe.placement
         for epoch in range(position[0], epochs):
             skip = position[1] if epoch == position[0] else 0
-            done = skip
+            done, piece = skip, None
             make = functools.partial(self._chunks, key, epoch, skip, self.chunk_steps or 1)
             for chunk, arrays in source.prefetched(make, lambda chunk: where.put_chunk(chunk.arrays)):
-                before = run
+                began, before = time.perf_counter(), run
+                loop.advance_chunk.lower(self.plan, before, arrays, self.hyper, chunk.steps).compile()  # the first time
+                compile_seconds = time.perf_counter() - began
                 run, losses = loop.advance_chunk(self.plan, before, arrays, self.hyper, chunk.steps)
                 done = chunk.first + chunk.steps
-                yield Piece(
+                piece = Piece(
                     run,
-                    np.asarray(losses)[: chunk.steps],
-                    [],
-                    batches=lambda i, arrays=arrays, step=step: tuple(array[i - step] for array in arrays),
-                    replay=lambda to, before=before, arrays=arrays, step=step: loop.advance_chunk(
-                        self.plan, before, arrays, self.hyper, to - step
-                    )[0],
+                    position=(epoch, done),
+                    losses=np.asarray(losses)[: chunk.steps],
+                    rows=[],
+                    begin=step,
                     epoch=epoch,
                     first=chunk.first,
                     per_epoch=self.per_epoch,
-                    position=(epoch, done),
+                    replay=functools.partial(self._replay, before, arrays, step),
+                    batches=lambda i, arrays=arrays, step=step: tuple(array[i - step] for array in arrays),
+                    compile_seconds=compile_seconds,
                 )
+                yield piece
                 step += chunk.steps
+                del before
             if not done:
                 raise DataStreamError(
                     f"epoch {epoch + 1}: the data source has no batches"
@@ -182,20 +185,23 @@ class Stream:
                 )
             values = {}
             if self.valid is not None and ((epoch + 1) % self.plan.valid_every == 0 or epoch + 1 == epochs):
-                values = self._validate(run)
+                values = evaluate_source(self.plan, run.state.params, self.valid, self.hyper)
             elif self.valid is not None:
-                values = {name: jnp.full((), jnp.nan) for name in ["loss", *dict(self.plan.recipe.metrics)]}
+                values = {name: jnp.full((), jnp.nan) for name in loop.value_names(self.plan)}
             run, row = loop.end_epoch(self.plan, run, values)
             names = loop.row_names(self.plan, self.valid is not None)
             rows = [{"epoch": epoch + 1, "step": step} | {name: float(row[name]) for name in names}]
-            yield Piece(run, np.zeros(0), rows, _no_step, _no_step, epoch, done, done, (epoch + 1, 0))
+            if piece is not None:  # None where the last step of the epoch was saved before
+                piece = dataclasses.replace(piece, run=run, position=(epoch + 1, 0), losses=np.zeros(0), rows=rows)
+            else:
+                piece = Piece(run, (epoch + 1, 0), np.zeros(0), rows, step, epoch, done, None, _no_step, _no_step)
+            yield dataclasses.replace(piece, compile_seconds=0.0)
+
+    def _replay(self, before: loop.Run, arrays: Any, begin: int, to: int) -> loop.Run:
+        return loop.advance_chunk(self.plan, before, arrays, self.hyper, to - begin)[0]
 
     def _chunks(self, key: Key, epoch: int, skip: int, steps: int) -> Iterator[source.Chunk]:
         return source.chunks(self.source, key, epoch, skip, self.plan.batch_size, steps, self.weighted)
-
-    def _validate(self, run: loop.Run) -> dict[str, jax.Array]:
-        assert self.valid is not None
-        return evaluate_source(self.plan, run.state.params, self.valid, self.hyper)
 
 
 def _check_processes(n: int | None) -> None:

@@ -17,7 +17,7 @@ from funcnn.train import steps as one_step
 from funcnn.train.checkpoint import Checkpoints
 from funcnn.train.feed import Memory, Stream, check_arrays, check_count, evaluate_source
 from funcnn.train.history import History
-from funcnn.train.placement import ParamSharding, place
+from funcnn.train.placement import ParamSharding, Placement, place
 from funcnn.train.progress import JsonLines, as_progress
 from funcnn.train.steps import Augment, Hyper, Metric, Prepare, Recipe, State
 from funcnn.train.trainer import Trainer
@@ -79,7 +79,7 @@ def fit(
     mesh: jax.sharding.Mesh | None = None,
     batch_axis: str | None = None,
     param_sharding: ParamSharding | None = None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints | str | os.PathLike[str] | None = None,
     progress: Any = "auto",
     log: str | os.PathLike[str] | None = None,
 ) -> tuple[State, History]:
@@ -119,7 +119,8 @@ def fit(
         batch_axis: the mesh's axis that batches are split over; the first unless given.
         param_sharding: where the parameters live: `train.fully_sharded(axis)`, `train.by_features(axis)`, a pytree of
             `jax.P`, or None: on every device.
-        checkpoints: where and when to save; a run that finds its own checkpoints goes on from there.
+        checkpoints: where and when to save, or a directory, to save there after each epoch; a run that finds its own
+            checkpoints goes on from there.
         progress: "auto" (a bar on a terminal, else lines), "bar", "lines", None for silence, or your own.
         log: a file to append a line of JSON to for each epoch as it ends.
 
@@ -149,13 +150,15 @@ def fit(
     for name, count in (("epochs", epochs), ("batch_size", batch_size), ("valid_every", valid_every)):
         check_count(name, count)
     one_step.check_key(key)
+    if isinstance(checkpoints, str | os.PathLike):
+        checkpoints = Checkpoints(checkpoints)
     hyper = {name: jnp.asarray(value, jnp.result_type(float)) for name, value in (hyper or {}).items()}
     recipe = Recipe.of(cast_objective(objective, compute_dtype), optimizer, gradient, metrics, augment, prepare, hyper)
     check_hyper(hyper, recipe.objective, recipe.optimizer, params)
     if callable(params):
         init_key, key = jax.random.split(key)
         params = params(init_key, **{name: hyper[name] for name in one_step.arguments_of(params, hyper)})
-    where = place(mesh, batch_axis, param_sharding, params, one_step.made(optimizer, hyper))
+    where = place(mesh, batch_axis, param_sharding, params, one_step.made(recipe.optimizer, hyper))
     if mesh is not None and batch_size % mesh.shape[where.axis]:
         raise ValueError(
             f"batch_size {batch_size} cannot be split over the {mesh.shape[where.axis]} devices of axis {where.axis!r}"
@@ -171,17 +174,20 @@ def fit(
     in_memory = source.is_memory(data) and not stream and jax.process_count() == 1
     feed = Memory(plan, data, valid, hyper) if in_memory else Stream(plan, data, valid, hyper, chunk_steps)
     feed.check_first_batch(params)
-    state = one_step.start(one_step.made(optimizer, hyper), params, key)
-    state = dataclasses.replace(
-        state,
+    with where.active():
+        trainer = Trainer(plan, feed, epochs, as_progress(progress), JsonLines(log), checkpoints)
+        return trainer.train(loop.begin(plan, _placed(where, one_step.made(recipe.optimizer, hyper), params, key)))
+
+
+def _placed(where: Placement, optimizer: Any, params: Params, key: Key) -> State:
+    """The first state, where it lives."""
+    state = one_step.first_state(optimizer, params, key)
+    return State(
         params=where.device_put(state.params, where.params),
         opt_state=where.device_put(state.opt_state, where.opt_state),
         step=where.device_put(state.step),
         key=where.device_put(state.key),
     )
-    with where.active():
-        trainer = Trainer(plan, feed, epochs, as_progress(progress), JsonLines(log), checkpoints)
-        return trainer.train(loop.begin(plan, state))
 
 
 def evaluate(
@@ -226,7 +232,7 @@ def evaluate(
         values = loop.evaluate(plan, params, tuple(map(jnp.asarray, data)), {})
     else:
         values = evaluate_source(plan, params, source.as_source(data, batch_size, False), {})
-    return {name: float(value) for name, value in values.items()}
+    return {name: float(values[name]) for name in loop.value_names(plan)}
 
 
 def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -263,6 +269,12 @@ def cast_objective(objective: Any, compute_dtype: str | None) -> Any:
     """The objective whose network runs in another dtype; the same value for the same arguments, so that it caches."""
     if compute_dtype is None:
         return objective
+    try:
+        compute_dtype = jnp.dtype(compute_dtype).name
+    except TypeError as error:
+        raise ValueError(f"compute_dtype is a floating dtype, such as 'bfloat16', got {compute_dtype!r}") from error
+    if not jnp.issubdtype(compute_dtype, jnp.floating):
+        raise ValueError(f"compute_dtype is a floating dtype, such as 'bfloat16', got {compute_dtype!r}")
     if isinstance(objective, Objective):
         return objective.replace(net=Cast(objective.net, compute_dtype))
     return _cast_function(objective, compute_dtype)

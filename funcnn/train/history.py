@@ -12,6 +12,7 @@ import numpy as np
 from funcnn.table import Table
 
 # In an epoch's row with early stopping, 1 for yes: whether it is the best so far, and whether it is the last.
+MOST_ROWS = 10  # of a printed history, at its beginning and at its end
 BETTER, STOPPED = "better", "stopped"
 
 
@@ -104,12 +105,13 @@ class History(Mapping[str, np.ndarray]):
         return figure
 
     def _table(self) -> Table:
-        rows = tuple(
-            tuple(format_value(name, array[i]) for name, array in self.arrays.items())
-            for i in range(len(self["epoch"]))
-        )
+        count = len(self["epoch"])
+        shown = range(count) if count <= 2 * MOST_ROWS else [*range(MOST_ROWS), *range(count - MOST_ROWS, count)]
+        rows = [tuple(format_value(name, array[i]) for name, array in self.arrays.items()) for i in shown]
+        if len(shown) < count:
+            rows.insert(MOST_ROWS, ("...",) * len(self.arrays))
         caption = "" if self.best_epoch is None else f"best: epoch {self.best_epoch}"
-        return Table("History", tuple(self), rows, caption=caption)
+        return Table("History", tuple(self), tuple(rows), caption=caption)
 
 
 @dataclasses.dataclass

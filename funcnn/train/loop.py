@@ -70,7 +70,7 @@ class Run:
 def begin(plan: Plan, state: State) -> Run:
     """The run before its first step."""
     dtype = jnp.result_type(float)
-    names = ["weight", "loss", *(name for name, _ in plan.recipe.metrics)]
+    names = ["weight", *value_names(plan)]
     worst = jnp.full((), -jnp.inf if plan.maximize else jnp.inf, dtype)
     return Run(
         state=state,
@@ -200,9 +200,14 @@ def most_epochs(n: int, batch_size: int) -> int:
     return MOST_STEPS // steps_per_epoch(n, batch_size) + 2
 
 
+def value_names(plan: Plan) -> list[str]:
+    """The names of what is measured."""
+    return ["loss", *(name for name, _ in plan.recipe.metrics)]
+
+
 def row_names(plan: Plan, valid: bool) -> list[str]:
     """The names of what an epoch's row holds."""
-    names = ["loss", *(name for name, _ in plan.recipe.metrics)]
+    names = value_names(plan)
     flags = [BETTER, STOPPED] if plan.monitor else []
     return names + ([f"valid {name}" for name in names] if valid else []) + flags
 
@@ -234,7 +239,7 @@ def _end_epoch(
     plan: Plan, run: Run, valid: Arrays | None, hyper: Hyper, ended: jax.Array, validate: jax.Array
 ) -> tuple[Run, dict[str, jax.Array]]:
     """`_judge` with the validation's values, where the epoch has ended; else nothing, and a row of NaN."""
-    names = ["loss", *(name for name, _ in plan.recipe.metrics)]
+    names = value_names(plan)
 
     def skip(_: Params) -> dict[str, jax.Array]:
         return dict.fromkeys(names, jnp.full((), jnp.nan))

@@ -90,7 +90,7 @@ class Ensemble(Mapping[str, np.ndarray]):
             raise TypeError(f"run takes a value for each of {list(self.axes)}, got {sorted(where)}")
         index = tuple(self._index(name, where[name]) for name in self.axes)
         rows = [
-            {"epoch": i + 1} | {name: float(array[index][i]) for name, array in self.arrays.items()}
+            {name: float(array[index][i]) for name, array in self.arrays.items()}
             for i in range(self["loss"].shape[-1])
             if not np.isnan(self["step"][index][i])
         ]
@@ -238,7 +238,10 @@ def fit_many(
         record_steps=False,
         **monitoring(early_stopping, valid, dict(recipe.metrics)),
     )
-    began = jax.jit(jax.vmap(functools.partial(_begin, plan, params)))(keys, hypers)
+    # Not vmapped: the initialisers' random numbers compile slowly then, and are drawn but once.
+    begin = jax.jit(functools.partial(_begin, plan, params))
+    began = [begin(key, {name: values[i] for name, values in hypers.items()}) for i, key in enumerate(keys)]
+    began = _stack(began)
     first = jax.tree.map(lambda leaf: leaf[0], (began.state.params, hypers))
     check_batch(plan, first[0], tuple(array[:batch_size] for array in data), first[1])
     measured: dict[int, float] = {}
@@ -293,6 +296,16 @@ def fit_many(
     return _collected(plan, axes, groups.join(run), rows, per_epoch, at_once, measured, seconds)
 
 
+@jax.jit
+def _stack(runs: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _join(groups: list[Any], count: int) -> Any:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:count], *groups)
+
+
 class Groups:
     """Runs in as many groups as a CPU has cores, each on a thread of its own; in one group on an accelerator.
 
@@ -313,7 +326,7 @@ class Groups:
 
     def join(self, groups: Sequence[Any]) -> Any:
         """What `split` took apart."""
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts)[: self.runs], *groups)
+        return _join(list(groups), self.runs)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "at_once"))
@@ -340,7 +353,7 @@ def _advance(
 def _begin(plan: loop.Plan, params: Callable[..., Params], key: jax.Array, hyper: Any) -> loop.Run:
     init_key, key = jax.random.split(key)
     made = params(init_key, **{name: hyper[name] for name in one_step.arguments_of(params, hyper)})
-    return loop.begin(plan, one_step.start(one_step.made(plan.recipe.optimizer, hyper), made, key))
+    return loop.begin(plan, one_step.first_state(one_step.made(plan.recipe.optimizer, hyper), made, key))
 
 
 def _runs(axes: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -390,15 +403,16 @@ def _collected(
 
     names = [name for name in loop.row_names(plan, "valid loss" in rows[0]) if name not in (BETTER, STOPPED)]
     arrays = {name: np.stack([row[name] for row in rows], axis=-1).astype(float) for name in names}
-    steps = np.broadcast_to(np.arange(1.0, len(rows) + 1) * per_epoch, (len(rows[0]["loss"]), len(rows)))
+    epochs = np.broadcast_to(np.arange(1.0, len(rows) + 1), (len(rows[0]["loss"]), len(rows)))
     if plan.monitor:
         stopped = np.stack([row[STOPPED] for row in rows], axis=-1) > 0
         over = np.pad(stopped, ((0, 0), (1, 0)))[:, :-1]  # the epoch of the stop still counts
         arrays = {name: np.where(over, np.nan, values) for name, values in arrays.items()}
-        steps = np.where(over, np.nan, steps)
+        epochs = np.where(over, np.nan, epochs)
         assert isinstance(run.best, State)
+    steps = epochs * per_epoch
     state = run.best if plan.monitor else run.state
-    arrays = {name: unfold(values) for name, values in ({"step": steps} | arrays).items()}
+    arrays = {name: unfold(values) for name, values in ({"epoch": epochs, "step": steps} | arrays).items()}
     return Ensemble(axes, jax.tree.map(unfold, state), arrays, at_once, measured, seconds)
 
 

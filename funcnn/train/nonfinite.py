@@ -16,7 +16,12 @@ from funcnn.objective import Batch, Objective
 def finite(tree: Any) -> bool:
     """Whether all floating numbers of a pytree are."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)]
-    return all(bool(jax.numpy.isfinite(leaf).all()) for leaf in leaves)
+    return all(map(bool, jax.device_get(_finite(leaves))))
+
+
+@jax.jit
+def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jax.numpy.isfinite(leaf).all() for leaf in leaves]
 
 
 def last_sound(replay: Callable[[int], Any], first: int, failed: int) -> tuple[int, Any]:
@@ -67,7 +72,7 @@ def first_nonfinite(objective: Objective, params: Params, batch: Batch, key: Key
             for leaf in jax.tree.leaves(tree):
                 if found := _describe(leaf):
                     return path, f"the {name} of layer {path!r}, {entry.layer!r}: {found}"
-    return None, "no layer's output or delta is, so that it is the penalty, or the sum over the batch"
+    return None, "the mean of the losses, or the penalty; every output, delta and gradient is finite"
 
 
 def _describe(array: Any) -> str:

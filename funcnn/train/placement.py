@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -136,21 +135,34 @@ def place(
     if axis not in mesh.shape:
         raise ValueError(f"batch_axis is one of the mesh's axes {mesh.axis_names}, got {axis!r}")
     specs = sharding(params, mesh) if callable(sharding) else sharding
-    specs = jax.tree.map(lambda _: P(), params) if specs is None else specs
-    try:
-        specs = jax.tree.map(lambda _, spec: spec, params, specs)
-    except ValueError as error:
-        raise ValueError(f"param_sharding has one PartitionSpec for each parameter: {error}") from error
+    if specs is None or isinstance(specs, P):  # one for all
+        specs = jax.tree.map(lambda _, spec=specs: spec or P(), params)
+    paths, placed = (
+        [path for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, P))]
+        for tree in (params, specs)
+    )
+    if odd := [jax.tree_util.keystr(path) for path in [*paths, *placed] if (path in paths) != (path in placed)]:
+        raise ValueError(f"param_sharding has one jax.P(...) for each parameter, or one for all; alone: {odd}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         _check_spec(mesh, jax.tree_util.keystr(path), leaf, _at(specs, path))
-    state = jax.eval_shape(optimizer.init, params)
-    state_specs = optax.tree.map_params(
-        optimizer, lambda _, spec: spec, state, specs, transform_non_params=lambda _: P()
-    )
-    is_spec: dict[str, Any] = {"is_leaf": lambda leaf: isinstance(leaf, P)}
-    return Placement(
-        mesh, axis, tuple(jax.tree.leaves(specs, **is_spec)), tuple(jax.tree.leaves(state_specs, **is_spec))
-    )
+    leaves = tuple(jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, P)))
+    return Placement(mesh, axis, leaves, _state_specs(jax.eval_shape(optimizer.init, params), params, leaves))
+
+
+def _state_specs(state: Any, params: Params, specs: tuple[P, ...]) -> tuple[P, ...]:
+    """The spec of each leaf of an optimizer's state: where it is a counterpart of a parameter, that parameter's.
+
+    A counterpart has the parameter's shape, at a path that ends with the parameter's.
+    """
+    known = list(zip(jax.tree_util.tree_leaves_with_path(params), specs, strict=True))
+
+    def spec_of(path: tuple[Any, ...], leaf: Any) -> P:
+        for (own, parameter), spec in known:
+            if leaf.shape == parameter.shape and path[len(path) - len(own) :] == own:
+                return spec
+        return P()
+
+    return tuple(spec_of(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state))
 
 
 def fully_sharded(axis: str) -> Callable[[Params, Mesh], Specs]:

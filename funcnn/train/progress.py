@@ -126,6 +126,17 @@ class JsonLines:
             pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
             self.file = pathlib.Path(path).open("a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
 
+    def keep(self, epochs: int) -> None:
+        """Drops the lines of later epochs, which a resumed run will write again."""
+        if self.file is not None:
+            path = pathlib.Path(self.file.name)
+            lines = [
+                line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["epoch"] <= epochs
+            ]
+            self.file.truncate(0)
+            self.file.writelines(line + "\n" for line in lines)
+            self.file.flush()
+
     def write(self, row: dict[str, float]) -> None:
         """Appends one epoch, and gives it to the system at once."""
         if self.file is not None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from funcnn.data.dataset import Dataset
 from funcnn.data.shards import Shards
 from funcnn.train.errors import DataStreamError
 from funcnn.train.loop import steps_per_epoch
@@ -72,6 +73,11 @@ def as_source(data: Any, batch_size: int, shuffle: bool) -> Source:
         return Indexed(data.arrays, batch_size, shuffle)
     if _are_arrays(data):
         return Indexed(data, batch_size, shuffle)
+    if isinstance(data, Dataset):
+        raise TypeError(
+            "data is a Dataset: give its arrays, (x, y), (x_test, y_test) = data.arrays(), or "
+            "(data.x_train, data.y_train) with prepare=Pixels(data.x_max)"
+        )
     if callable(data) or isinstance(data, Iterable):
         return Streamed(cast(Any, data))
     raise TypeError(
@@ -166,7 +172,10 @@ def _guarded(source: Source, key: jax.Array, epoch: int, skip: int) -> Iterator[
 def _checked(batch: Any, like: tuple[np.ndarray, ...] | None, batch_size: int, where: str) -> tuple[np.ndarray, ...]:
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         got = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-        raise DataStreamError(f"{where}: a batch is (x, y) or (x, y, weight), got {got}")
+        raise DataStreamError(
+            f"{where}: a batch is (x, y) or (x, y, weight), got {got}; "
+            "data that are one (x, y) themselves are two arrays"
+        )
     arrays = tuple(np.asarray(array) for array in batch)
     names = ("x", "y", "weight")
     for array in arrays:

@@ -63,11 +63,16 @@ def start(optimizer: optax.GradientTransformation, params: Params, key: Key) -> 
         >>> print(fnn.train.start(optax.sgd(0.1), params, jax.random.key(1)).step)
         0
     """
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), first_state(optimizer, params, key))
+
+
+def first_state(optimizer: optax.GradientTransformation, params: Params, key: Key) -> State:
+    """`start` without the copy."""
     check_key(key)
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    params = jax.tree.map(jnp.asarray, params)
     # An array of a weak type, such as jnp.zeros_like(2.0), would be of another type after a step: a second compilation.
-    opt_state = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf), copy=True), optimizer.init(params))
-    return State(params, opt_state, jnp.zeros((), jnp.int32), jnp.array(key, copy=True))
+    opt_state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), optimizer.init(params))
+    return State(params, opt_state, jnp.zeros((), jnp.int32), key)
 
 
 def step(
@@ -150,6 +155,8 @@ class Recipe:
         """The recipe of these parts, checked."""
         if not isinstance(objective, Objective) and not (hyper and callable(objective)):
             raise TypeError(f"training takes an fnn.Objective(net, loss), got {objective!r}")
+        if isinstance(optimizer, optax.MultiSteps):
+            optimizer = optimizer.gradient_transformation()
         if not isinstance(optimizer, optax.GradientTransformation) and not (hyper and callable(optimizer)):
             hint = "; with hyper={...} it may be a function of them, such as optax.adam" if callable(optimizer) else ""
             raise TypeError(f"optimizer is an optax transformation, such as optax.adam(1e-3), got {optimizer!r}{hint}")
@@ -160,7 +167,14 @@ class Recipe:
                 f"gradient is one of {', '.join(map(repr, GRADIENTS))}, or a function of the signature of "
                 f"jax.value_and_grad, got {gradient!r}"
             )
+        if not (metrics is None or isinstance(metrics, Mapping)):
+            raise TypeError(f"metrics is a mapping such as {{'accuracy': train.accuracy}}, got {metrics!r}")
         metrics = dict(metrics or {})
+        if metrics and callable(gradient) and not arguments_of(gradient, {"has_aux": True}):
+            raise TypeError(
+                f"with metrics, gradient is a function of the signature of jax.value_and_grad, and has_aux is no "
+                f"argument of {gradient!r}"
+            )
         for name, function in metrics.items():
             if not callable(function) or name in RESERVED or name.startswith("valid "):
                 raise TypeError(

@@ -12,11 +12,9 @@ from funcnn.train import steps as one_step
 from funcnn.train.checkpoint import Checkpoints, Keeper
 from funcnn.train.errors import NonFiniteError, TrainingError
 from funcnn.train.feed import Memory, Piece, Stream
-from funcnn.train.history import History, Recorder
+from funcnn.train.history import STOPPED, History, Recorder
 from funcnn.train.progress import JsonLines, Progress
 from funcnn.train.steps import State
-
-Place = tuple[loop.Run, tuple[int, int]]  # a run, and the next step: its epoch from 0, its number in it
 
 
 @dataclasses.dataclass
@@ -31,68 +29,72 @@ class Trainer:
     checkpoints: Checkpoints | None
 
     def train(self, run: loop.Run) -> tuple[State, History]:
-        """From the beginning, or from the newest checkpoint, to the end."""
+        """From the beginning, or from the newest checkpoint, to the end.
+
+        `run` and `position` are always what is worth keeping: the last place where all was well.
+        """
         recorder, position, keeper = Recorder(), (0, 0), None
         with contextlib.ExitStack() as ending:
+            ending.callback(self.log.close)
             if self.checkpoints is not None:
                 keeper = Keeper.open(self.checkpoints, self.plan, self.feed, run)
                 ending.callback(keeper.close)
-                if (found := keeper.restore(run)) is not None:
+                if (found := keeper.restore(run, self.epochs)) is not None:
                     run, recorder, position = found
                     self.log.keep(len(recorder.rows))
-            ending.callback(self.log.close)
             steps = self.feed.per_epoch and self.feed.per_epoch * self.epochs
             self.progress.begin(steps, self.epochs, int(run.state.step))
             ending.callback(self.progress.end)
             began = time.perf_counter()
             self.feed.compile(run)
-            recorder.compile_seconds += time.perf_counter() - began
-            if not recorder.stopped:
-                run = self._go(run, position, recorder, keeper)
+            compiled = time.perf_counter()
+            recorder.compile_seconds += compiled - began
+            clock = compiled - recorder.seconds
+            pause: Callable[[int], int] = keeper.pause if keeper is not None else lambda step: 2**31
+            pieces = self.feed.pieces(run, position, self.epochs, pause) if not recorder.stopped else ()
+            try:
+                for piece in pieces:
+                    clock += piece.compile_seconds
+                    recorder.compile_seconds += piece.compile_seconds
+                    if (failed := self._failed(piece, recorder)) is not None:
+                        run, position, error = self._failure(piece, failed, recorder)
+                        raise error
+                    new = recorder.add(piece.losses, piece.rows, time.perf_counter() - clock)
+                    for row in new:
+                        self.log.write(row)
+                    run, position = piece.run, piece.position
+                    shown = recorder.rows[-1] if recorder.rows else {"loss": float(piece.losses[-1])}
+                    self.progress.update(recorder.steps, len(recorder.rows), shown, recorder.rate)
+                    if keeper is not None and keeper.due(recorder.steps, len(recorder.rows) if new else None):
+                        keeper.save(run, position, recorder)
+                    if recorder.stopped:
+                        break
+                    del piece  # and with it the run before it
+            except TrainingError as error:
+                error.state, error.history = run.state, recorder.history()
+                raise
+            finally:
+                if keeper is not None:
+                    keeper.save(run, position, recorder)
         if self.plan.monitor and recorder.best_epoch is not None:
             assert isinstance(run.best, State)
             return run.best, recorder.history()
         return run.state, recorder.history()
 
-    def _go(self, run: loop.Run, position: tuple[int, int], recorder: Recorder, keeper: Keeper | None) -> loop.Run:
-        sound: Place = run, position  # what is kept when something fails
-        last: Piece | None = None
-        pause: Callable[[int], int] = keeper.pause if keeper is not None else lambda step: 2**31
-        began = time.perf_counter() - recorder.seconds
-        try:
-            for piece in self.feed.pieces(run, position, self.epochs, pause):
-                if not np.isfinite(piece.losses).all():
-                    failed = piece.begin + int(np.argmax(~np.isfinite(piece.losses)))
-                    sound, error = self._failure(piece, failed, recorder)
-                    raise error
-                new = recorder.add(piece.losses, piece.rows, time.perf_counter() - began)
-                for row in new:
-                    self.log.write(row)
-                sound = piece.run, piece.position
-                last = piece if len(piece.losses) else last
-                shown = recorder.rows[-1] if recorder.rows else {"loss": float(piece.losses[-1])}
-                self.progress.update(piece.begin + len(piece.losses), len(recorder.rows), shown, recorder.rate)
-                if keeper is not None and keeper.due(recorder.steps, len(recorder.rows) if new else None):
-                    keeper.save(*sound, recorder)
-                if recorder.stopped:
-                    break
-            if last is not None and not nonfinite.finite(sound[0].state.params):
-                sound, error = self._failure(last, last.begin + len(last.losses), recorder)
-                raise error
-        except BaseException as error:
-            if isinstance(error, TrainingError):
-                error.state, error.history = sound[0].state, recorder.history()
-            raise
-        finally:
-            if keeper is not None:
-                keeper.save(*sound, recorder)
-        return sound[0]
+    def _failed(self, piece: Piece, recorder: Recorder) -> int | None:
+        """After how many steps one gave a loss that is not finite; or the parameters that the run ends with are not."""
+        stops = [int(row["step"]) - piece.begin for row in piece.rows if row.get(STOPPED)]
+        bad = ~np.isfinite(piece.losses[: stops[0] if stops else None])  # what comes after an early stop is not used
+        if bad.any():
+            return piece.begin + int(np.argmax(bad))
+        if piece.position == (self.epochs, 0) and not stops and not nonfinite.finite(piece.run.state.params):
+            return recorder.steps + len(piece.losses)
+        return None
 
-    def _failure(self, piece: Piece, failed: int, recorder: Recorder) -> tuple[Place, NonFiniteError]:
-        """The error that says where a number was not finite, and the place before that.
-
-        `failed` is the number of the step whose loss was not finite; or, where all losses were, of the next step.
-        """
+    def _failure(
+        self, piece: Piece, failed: int, recorder: Recorder
+    ) -> tuple[loop.Run, tuple[int, int], NonFiniteError]:
+        """The run and the position before the step that went wrong, and the error that says what did."""
         step, run = nonfinite.last_sound(piece.replay, piece.begin, failed)
         index = piece.first + (step - piece.begin)
         epoch, i = divmod(index, piece.per_epoch) if piece.per_epoch else (0, index)
@@ -107,12 +109,12 @@ class Trainer:
         else:
             seen = "the parameters at the end are not finite, which went wrong"
         error = NonFiniteError(
-            f"{seen} in epoch {epoch + 1}, step {i + 1} of it (step {step + 1} of the run); the first number that is not "
-            f"finite is in {what}. error.state holds the state before that step, error.batch its batch; a smaller "
+            f"{seen} in epoch {epoch + 1}, step {i + 1} of it (step {step + 1} of the run); not finite: {what}. "
+            "error.state holds the state before that step, error.batch its batch; a smaller "
             "learning rate or optax.clip_by_global_norm may help"
         )
         error.step, error.epoch, error.path, error.batch = step, epoch + 1, path, batch
         recorder.cut(step)
         rows = [row for row in piece.rows if row["step"] <= step]
         recorder.add(piece.losses[: max(0, step - piece.begin)], rows, recorder.seconds)
-        return (run, (epoch, i)), error
+        return run, (epoch, i), error

@@ -1,4 +1,4 @@
-"""`python -m experiments` names every script."""
+"""`python -m experiments` names every command."""
 
 import pathlib
 
@@ -8,10 +8,16 @@ import experiments
 from experiments.__main__ import main
 
 
-def test_every_script_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     main()
-    printed = capsys.readouterr().out
-    scripts = [path.stem for path in pathlib.Path(experiments.__path__[0]).glob("[!_]*.py")]
-    assert scripts
-    for name in scripts:
-        assert f"python -m experiments.{name}\n" in printed
+    printed = capsys.readouterr().out.splitlines()
+    root = pathlib.Path(experiments.__path__[0])
+    commands = [
+        ".".join(path.relative_to(root.parent).with_suffix("").parts)
+        for folder in (root, root / "benchmarks")
+        for path in folder.glob("[!_]*.py")
+        if "def main(" in path.read_text(encoding="utf-8")
+    ]
+    assert {"experiments.step_cost", "experiments.benchmarks.peers"} <= set(commands)
+    assert printed[::2] == [f"python -m {name}" for name in sorted(commands, key=lambda name: (name.count("."), name))]
+    assert all(claim.startswith("    ") and claim.strip() for claim in printed[1::2])

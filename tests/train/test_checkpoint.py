@@ -1,8 +1,10 @@
 """A run that was interrupted goes on to the last bit; what is of another run, or damaged, is found out."""
 
 import contextlib
+import json
 import pathlib
 import re
+import shutil
 from typing import Any
 
 import jax
@@ -150,6 +152,26 @@ def test_no_sound_checkpoint_is_an_error(tmp_path: pathlib.Path):
         pytest.raises(fnn.train.CheckpointError, match="none of the checkpoints"),
     ):
         fit(epochs=1, checkpoints=checkpoints)
+    with pytest.raises(fnn.train.CheckpointError, match="none of the checkpoints"):  # nor is it forgotten
+        fit(epochs=1, checkpoints=checkpoints)
+
+
+def test_a_run_that_is_longer_already_is_an_error(tmp_path: pathlib.Path):
+    fit(epochs=3, checkpoints=tmp_path)
+    with pytest.raises(fnn.train.CheckpointError, match="has 3 epochs already, and epochs=2"):
+        fit(epochs=2, checkpoints=tmp_path)
+
+
+def test_the_log_of_a_resumed_run_has_each_epoch_once(tmp_path: pathlib.Path):
+    options: dict[str, Any] = {"epochs": 6, "log": tmp_path / "log.jsonl"}
+    checkpoints = fnn.train.Checkpoints(tmp_path / "run", every_epochs=None, every_steps=7)
+    with contextlib.suppress(Interrupted):
+        fit(**options, checkpoints=checkpoints, progress=StopAt(8))
+    shutil.rmtree(tmp_path / "run" / str(steps_in(tmp_path / "run")[-1]))  # as if the newest had not been finished
+    _, history = fit(**options, checkpoints=checkpoints)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in lines] == history["loss"].tolist()
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16", "int32", "uint8", "bool"])

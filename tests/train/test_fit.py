@@ -263,6 +263,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "parameters": ({"params": ()}, ValueError, "missing"),
     "valid": ({"valid": [examples()]}, TypeError, "valid is"),
     "progress": ({"progress": "loud"}, TypeError, '"bar", "lines"'),
+    "a Dataset": ({"data": fnn.data.load_digits()}, TypeError, r"data.arrays\(\)"),
+    "lists": ({"data": [[0.0] * 9, [1] * 9]}, RuntimeError, "are two arrays"),
+    "metrics": ({"metrics": fnn.train.accuracy}, TypeError, "metrics is a mapping"),
+    "gradient": ({"gradient": lambda objective: None}, TypeError, "has_aux is no argument"),
+    "dtype": ({"compute_dtype": "int8"}, ValueError, "compute_dtype is a floating dtype, .* got 'int8'"),
     "mesh": ({"batch_axis": "data"}, TypeError, "pass mesh="),
     "stopping": ({"early_stopping": 5}, TypeError, r"EarlyStopping\(patience=5\), got 5"),
 }  # fmt: skip
@@ -273,6 +278,23 @@ def test_bad_input_is_named_before_training(name: str):
     changes, error, message = BAD[name]
     with pytest.raises(error, match=message):
         fit(**changes)
+
+
+def test_a_directory_is_where_checkpoints_go(tmp_path: pathlib.Path):
+    pytest.importorskip("orbax.checkpoint")
+    state, _ = fit(epochs=2, checkpoints=tmp_path)
+    assert_same(fit(epochs=2, checkpoints=str(tmp_path))[0], state)
+
+
+def test_a_printed_history_is_short():
+    _, history = fit(epochs=40, valid=None)
+    lines = str(history).splitlines()
+    assert len(lines) == 3 + 10 + 1 + 10 and lines[13].split()[0] == "..."
+
+
+def test_multi_steps_may_be_given_as_it_is():
+    state, _ = fit(optimizer=optax.MultiSteps(optax.sgd(0.1), 2))
+    assert_same(state.params, fit(optimizer=optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation())[0].params)
 
 
 def test_most_steps_is_more_than_a_piece(monkeypatch: pytest.MonkeyPatch):

@@ -87,7 +87,7 @@ def test_table_plot_and_best_show_runs_that_diverged():
     assert len(ensemble.plot("valid accuracy").axes[0].lines) == 2
     assert (
         repr(ensemble)
-        == "<Ensemble of 1 scale x 2 learning_rate x 3 seed: step, loss, accuracy, valid loss, valid accuracy>"
+        == "<Ensemble of 1 scale x 2 learning_rate x 3 seed: epoch, step, loss, accuracy, valid loss, valid accuracy>"
     )
     with pytest.raises(KeyError, match="there are"):
         ensemble.run(scale=1.0, learning_rate=0.5, seed=0)

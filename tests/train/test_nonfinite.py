@@ -91,10 +91,35 @@ def test_a_gradient_that_was_not_finite_some_steps_before_the_loss(stream: bool)
     with pytest.raises(fnn.train.NonFiniteError) as caught:
         fit((x, y), objective=objective, params=params, stream=stream)
     error = caught.value
-    assert "(the loss itself, 1 steps later)" in str(error)
-    assert "gradient" in str(error) and "layer '1', Root()" not in str(error).split("finite is in")[0]
+    assert "1 steps after what went wrong in epoch 1, step 1 of it (step 1 of the run)" in str(error)
+    assert "not finite: the gradient of layer '0'" in str(error) or "not finite: the delta" in str(error)
     assert error.path in ("0", "1") and error.step == 0 and error.state.step == 0
     assert_same(error.state.params, params)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_parameters_that_are_lost_in_the_last_step_are_not_returned(stream: bool):
+    """No loss is computed with them, so that none is NaN."""
+
+    def last(updates: Any, state: Any, params: Any = None) -> Any:
+        bad = jax.tree.map(lambda u: jnp.where(state == 8, jnp.nan, u), updates)
+        return bad, state + 1
+
+    breaking = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), last)
+    with pytest.raises(fnn.train.NonFiniteError, match="the parameters at the end are not finite") as caught:
+        fit(optimizer=optax.chain(optax.sgd(0.1), breaking), stream=stream, chunk_steps=2 if stream else None)
+    assert caught.value.step == 8 and caught.value.state.step == 8 and caught.value.epoch == 3
+    assert caught.value.history["epoch"].tolist() == [1, 2]
+
+
+def test_what_comes_after_an_early_stop_is_not_looked_at():
+    def after(updates: Any, state: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda u: jnp.where(state == 12, jnp.nan, u), updates), state + 1
+
+    breaking = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), after)
+    stopping = fnn.train.EarlyStopping(1, "loss", min_delta=100.0)  # after the second epoch, of 3 steps each
+    state, history = fit(optimizer=optax.chain(optax.sgd(0.1), breaking), early_stopping=stopping, epochs=30)
+    assert state.step == 3 and history["epoch"].tolist() == [1, 2] and len(history.step_loss) == 6
 
 
 def test_labels_that_are_no_class_are_named():

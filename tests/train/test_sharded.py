@@ -80,6 +80,65 @@ NEEDED = {
 }
 
 
+OPTIMIZERS: dict[str, optax.GradientTransformation] = {
+    "max norm": optax.chain(optax.adam(1e-2), fnn.train.max_norm(1.0)),
+    "lbfgs": optax.lbfgs(memory_size=2),
+    "parts": optax.multi_transform({"a": optax.adam(1e-2), "b": optax.set_to_zero()}, ("a", "a", "b", "b", "b", "a")),
+    "masked": optax.masked(optax.adam(1e-2), lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+    "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=4),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_on_a_mesh(name: str, rng: np.random.Generator, key: jax.Array):
+    data, params = digits(rng, 32, "float32"), NET.init(key, (6,))
+    state, _ = fnn.train.fit(
+        OBJECTIVE, OPTIMIZERS[name], params, data, epochs=1, batch_size=16, key=key, progress=None,
+        mesh=mesh_of(AxisType.Auto), param_sharding=fnn.train.fully_sharded("data"),
+    )  # fmt: skip
+    alone, _ = fnn.train.fit(OBJECTIVE, OPTIMIZERS[name], params, data, epochs=1, batch_size=16, key=key, progress=None)
+    assert_close(state.params, alone.params, 1e-4)  # lbfgs and adafactor divide by small numbers
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "batch": ({"batch_size": 6}, "batch_size 6 cannot be split over the 4 devices of axis 'data'"),
+    "axis": ({"batch_axis": "rows"}, r"one of the mesh's axes \('data', 'model'\), got 'rows'"),
+    "spec": ({"param_sharding": jax.P("data", "model", "x")}, "has 3 entries"),
+    "divides": ({"param_sharding": jax.P(("data", "model"))}, r"cannot split into 8 equal parts"),
+    "tree": ({"param_sharding": (jax.P(),) * 5}, r"alone: \[\"\[0\]\['b'\]\""),
+    "missing axis": ({"param_sharding": fnn.train.by_features("rows")}, "no 'rows'"),
+    "not a mesh": ({"mesh": 8}, "mesh is a mesh of devices"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_does_not_fit_a_mesh_is_named(name: str, rng: np.random.Generator, key: jax.Array):
+    changes, message = BAD[name]
+    options: dict[str, Any] = {"batch_size": 8, "mesh": mesh_of(AxisType.Auto)} | changes
+    with pytest.raises((ValueError, TypeError), match=message):
+        fnn.train.fit(
+            OBJECTIVE, OPTIMIZER, NET.init(key, (6,)), digits(rng, 32, "float32"), epochs=1, key=key, **options
+        )
+
+
+def test_augmentation_and_bytes_on_a_mesh(rng: np.random.Generator, key: jax.Array):
+    """Functions that know nothing of shardings, under Explicit axes too."""
+    x, y = rng.integers(0, 17, (32, 3, 2), np.uint8), rng.integers(0, 4, 32).astype(np.int32)
+    augment = [fnn.data.augment.Shift(1, shape=(3, 2)), fnn.data.augment.FlipLabels(0.1, 4)]
+
+    def run(**where: Any) -> Any:
+        return fnn.train.fit(
+            OBJECTIVE, OPTIMIZER, NET.init(key, (6,)), (x, y), epochs=1, batch_size=16, key=key, progress=None,
+            prepare=fnn.data.Pixels(16), augment=augment, valid=(x, y), **where,
+        )  # fmt: skip
+
+    alone, history = run()
+    for mode in MODES.values():
+        spread, seen = run(mesh=mesh_of(mode))
+        assert_close(spread.params, alone.params, TOLERANCE["float32"])
+        np.testing.assert_allclose(seen["valid loss"], history["valid loss"], rtol=1e-5)
+
+
 def collectives(sharding: Any, mode: AxisType) -> dict[str, list[int]]:
     """The collective operations of a compiled step, each with the number of bytes that it moves."""
     mesh = mesh_of(mode)
