@@ -50,10 +50,10 @@ def first_nonfinite(objective: Objective, params: Params, batch: Batch, key: Key
     """
     for name, array in zip(("x", "y", "weight"), batch, strict=False):
         if found := _describe(array):
-            return None, f"the batch itself: {name} has {found}"
+            return None, f"{name} of the batch: {found}"
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if found := _describe(leaf):
-            return None, f"the parameters: params{jax.tree_util.keystr(path)} has {found}"
+            return None, f"the parameter params{jax.tree_util.keystr(path)}: {found}"
     rules = backprop.Rules(backprop.RULES, missing="autodiff")
     # Compiled, so that a target that is impossible gives a NaN here, and the error that names it below.
     run = jax.jit(functools.partial(backprop.record(objective, rules=rules), train=True))
@@ -84,4 +84,4 @@ def _describe(array: Any) -> str:
     if not bad.any():
         return ""
     index = np.unravel_index(int(np.argmax(bad)), bad.shape)
-    return f"{int(bad.sum())} of {bad.size} numbers not finite, the first {values[index]} at {[int(i) for i in index]}"
+    return f"{int(bad.sum())} of {bad.size} numbers, the first {values[index]} at {[int(i) for i in index]}"

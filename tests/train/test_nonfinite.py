@@ -61,7 +61,7 @@ def test_the_first_layer_step_and_epoch_are_named(stream: bool):
         fit(spiked(), objective=objective, params=params, stream=stream)
     error = caught.value
     assert f"in epoch 1, step {i + 1} of it (step {i + 1} of the run)" in str(error)
-    assert "the output of layer '0/1', Spike(): 1 of 40 numbers not finite, the first inf at" in str(error)
+    assert "the output of layer '0/1', Spike(): 1 of 40 numbers, the first inf at" in str(error)
     assert (error.epoch, error.step, error.path) == (1, i, "0/1")
     assert error.state.step == i and len(error.history.step_loss) == i
     sound, _ = fit(examples_before(i), objective=objective, params=params, shuffle=False, epochs=1, valid=None)
@@ -139,13 +139,13 @@ def test_infinite_parameters_and_batches_are_named():
     params[0]["w"] = params[0]["w"].at[2, 3].set(jnp.nan)
     path, what = first_nonfinite(OBJECTIVE, params, batch, KEY)
     assert path is None and what == (
-        "the parameters: params[0]['w'] has 1 of 40 numbers not finite, the first nan at [2, 3]"
+        "the parameter params[0]['w']: 1 of 40 numbers, the first nan at [2, 3]"
     )
     x, y = batch
     x[1, 2] = np.inf
     path, what = first_nonfinite(OBJECTIVE, start(), (x, y), KEY)
     assert path is None and what.startswith(
-        "the batch itself: x has 1 of 40 numbers not finite, the first inf at [1, 2]"
+        "x of the batch: 1 of 40 numbers, the first inf at [1, 2]"
     )
 
 
