@@ -239,11 +239,10 @@ def fit_many(
         **monitoring(early_stopping, valid, dict(recipe.metrics)),
     )
     # Not vmapped: the initialisers' random numbers compile slowly then, and are drawn but once.
-    begin = jax.jit(functools.partial(_begin, plan, params))
-    began = [begin(key, {name: values[i] for name, values in hypers.items()}) for i, key in enumerate(keys)]
-    began = _stack(began)
-    first = jax.tree.map(lambda leaf: leaf[0], (began.state.params, hypers))
-    check_batch(plan, first[0], tuple(array[:batch_size] for array in data), first[1])
+    points = [{name: values[i] for name, values in hypers.items()} for i in range(len(keys))]
+    runs = [_begin(plan, params, key, point) for key, point in zip(keys, points, strict=True)]
+    check_batch(plan, runs[0].state.params, tuple(array[:batch_size] for array in data), points[0])
+    began = _stack(runs)
     measured: dict[int, float] = {}
     groups = Groups(keys.shape[0])
 
@@ -350,6 +349,7 @@ def _advance(
     return lax.map(one, (runs, hypers), batch_size=None if at_once == 1 else at_once)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _begin(plan: loop.Plan, params: Callable[..., Params], key: jax.Array, hyper: Any) -> loop.Run:
     init_key, key = jax.random.split(key)
     made = params(init_key, **{name: hyper[name] for name in one_step.arguments_of(params, hyper)})

@@ -137,11 +137,11 @@ class JsonLines:
             self.file.writelines(line + "\n" for line in lines)
             self.file.flush()
 
-    def write(self, row: dict[str, float]) -> None:
-        """Appends one epoch, and gives it to the system at once."""
-        if self.file is not None:
-            plain = {name: value if math.isfinite(value) else None for name, value in row.items()}
-            self.file.write(json.dumps(plain, allow_nan=False) + "\n")
+    def write(self, rows: list[dict[str, float]]) -> None:
+        """Appends epochs, and gives them to the system at once."""
+        if self.file is not None and rows:
+            plain = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
+            self.file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in plain))
             self.file.flush()
 
     def close(self) -> None:

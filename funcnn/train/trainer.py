@@ -60,8 +60,7 @@ class Trainer:
                         run, position, error = self._failure(piece, failed, recorder)
                         raise error
                     new = recorder.add(piece.losses, piece.rows, time.perf_counter() - clock)
-                    for row in new:
-                        self.log.write(row)
+                    self.log.write(new)
                     run, position = piece.run, piece.position
                     shown = recorder.rows[-1] if recorder.rows else {"loss": float(piece.losses[-1])}
                     self.progress.update(recorder.steps, len(recorder.rows), shown, recorder.rate)

@@ -138,15 +138,11 @@ def test_infinite_parameters_and_batches_are_named():
     params, batch = start(), examples(8)
     params[0]["w"] = params[0]["w"].at[2, 3].set(jnp.nan)
     path, what = first_nonfinite(OBJECTIVE, params, batch, KEY)
-    assert path is None and what == (
-        "the parameter params[0]['w']: 1 of 40 numbers, the first nan at [2, 3]"
-    )
+    assert path is None and what == ("the parameter params[0]['w']: 1 of 40 numbers, the first nan at [2, 3]")
     x, y = batch
     x[1, 2] = np.inf
     path, what = first_nonfinite(OBJECTIVE, start(), (x, y), KEY)
-    assert path is None and what.startswith(
-        "x of the batch: 1 of 40 numbers, the first inf at [1, 2]"
-    )
+    assert path is None and what.startswith("x of the batch: 1 of 40 numbers, the first inf at [1, 2]")
 
 
 def test_the_state_before_is_saved_where_checkpoints_are_on(tmp_path: pathlib.Path):

@@ -1,0 +1,153 @@
+"""What stands around the steps costs little: importing funcnn, telling of progress, writing a log.
+
+The marks: `import funcnn` adds at most 0.15 s to `import jax, optax`; progress takes at most 1 % of the time.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import optax
+import tyro
+from rich.table import Table
+
+import funcnn as fnn
+from experiments.common import measure, networks, record
+
+IMPORT_MARK, PROGRESS_MARK = 0.15, 0.01
+IMPORTS = (
+    "import time; a = time.perf_counter(); import jax, optax; b = time.perf_counter(); import funcnn; "
+    "print(b - a, time.perf_counter() - b)"
+)
+KINDS = ("silence", "bar", "lines", "bar and log")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Measures the time that imports, progress and logs take."""
+
+    rounds: int = 15
+    """Processes that import; trainings of each kind, which take turns."""
+    seconds: float = 3.0
+    """About how long one training lasts."""
+    out: pathlib.Path = pathlib.Path("out")
+    """Directory for the record; made if it is missing."""
+    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """For a moment, only to see that everything works."""
+
+    def check(self) -> None:
+        """Raises UsageError for values that no run can have."""
+        if self.rounds < 1 or not 0 < self.seconds < 3600:
+            raise record.UsageError("--rounds and --seconds are positive")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit code."""
+    config = tyro.cli(Config, args=argv, prog="python -m experiments.benchmarks.overheads")
+    if config.smoke:
+        config = dataclasses.replace(config, rounds=1, seconds=0.2)
+    with record.one_line_errors(OSError):
+        config.check()
+        config.out.mkdir(parents=True, exist_ok=True)
+    console = record.console()
+    with console.status("imports"):
+        imports = import_seconds(config.rounds)
+    with console.status("progress"):
+        training = training_seconds(config)
+    found = {
+        "import": {name: measure.quartiles(values) for name, values in imports.items()},
+        "progress": {
+            kind: measure.quartiles(training[kind] / training["silence"] - 1) for kind in KINDS if kind != "silence"
+        },
+        "training_s": {kind: measure.quartiles(values) for kind, values in training.items()},
+    }
+    console.print(as_table(found))
+    path = config.out / "overheads.json"
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
+    about = {"command": record.command("experiments.benchmarks.overheads", argv), **record.environment()}
+    marks = {"import_s": IMPORT_MARK, "progress": PROGRESS_MARK}
+    record.write(path, {**about, "config": settings, "marks": marks, **found})
+    print(f"Record: {path}")
+    return 0
+
+
+def import_seconds(rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of both imports in fresh processes, after one that leaves the compiled bytecode behind."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    with tempfile.TemporaryDirectory() as folder:
+        environment["PYTHONPYCACHEPREFIX"] = folder
+        seconds = [
+            [float(word) for word in subprocess.check_output([sys.executable, "-c", IMPORTS], env=environment).split()]
+            for _ in range(rounds + 1)
+        ]
+    return dict(zip(("jax, optax", "funcnn"), np.array(seconds[1:]).T, strict=True))
+
+
+def training_seconds(config: Config) -> dict[str, np.ndarray]:
+    """Seconds of whole calls of `fit`, by what they tell; on a pretended terminal, whose text goes nowhere."""
+    x = jax.random.normal(jax.random.key(0), (1344, 64))
+    y = jax.random.randint(jax.random.key(1), (1344,), 0, 10)
+    objective = fnn.Objective(networks.mlp([32], fnn.Relu()), fnn.losses.softmax_cross_entropy)
+    params, optimizer = objective.net.init(jax.random.key(2), (64,)), optax.adam(1e-3)
+
+    def train(epochs: int, kind: str, folder: pathlib.Path) -> float:
+        progress = {"silence": None, "lines": "lines"}.get(kind, "bar")
+        log = folder / "log.jsonl" if "log" in kind else None
+        began = time.perf_counter()
+        fnn.train.fit(
+            objective, optimizer, params, (x, y), epochs=epochs, batch_size=32, key=jax.random.key(3),
+            metrics={"accuracy": fnn.train.accuracy}, progress=progress, log=log,
+        )  # fmt: skip
+        return time.perf_counter() - began
+
+    seconds: dict[str, Any] = {kind: [] for kind in KINDS}
+    with tempfile.TemporaryDirectory() as name, _terminal():
+        folder = pathlib.Path(name)
+        train(1, "silence", folder)
+        epochs = max(1, round(config.seconds * 50 / train(50, "silence", folder)))
+        for i in range(config.rounds):
+            for kind in KINDS[:: 1 if i % 2 else -1]:
+                seconds[kind].append(train(epochs, kind, folder))
+    return {kind: np.array(values) for kind, values in seconds.items()}
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[None]:
+    """Standard error as a terminal that nobody looks at."""
+    before = {name: os.environ.get(name) for name in ("FORCE_COLOR", "COLUMNS")}
+    os.environ |= {"FORCE_COLOR": "1", "COLUMNS": "120"}
+    try:
+        with pathlib.Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def as_table(found: dict[str, Any]) -> Table:
+    """Medians and quartiles beside the marks."""
+    table = Table(title="What stands around the steps", title_justify="left")
+    for name in ("what", "median", "quartiles", "mark"):
+        table.add_column(name)
+    for name, value in found["import"].items():
+        mark = f"{IMPORT_MARK} s" if name == "funcnn" else ""
+        table.add_row(
+            f"import {name}", f"{value['median']:.3f} s", f"{value['low']:.3f} to {value['high']:.3f} s", mark
+        )
+    for kind, value in found["progress"].items():
+        quartiles = f"{100 * value['low']:.2f} to {100 * value['high']:.2f} %"
+        table.add_row(f"progress: {kind}", f"{100 * value['median']:.2f} %", quartiles, f"{100 * PROGRESS_MARK:.0f} %")
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,27 @@
+"""The benchmark for a moment; its numbers are not judged here."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import pytest
+
+from experiments.benchmarks import overheads
+
+
+@pytest.fixture(autouse=True)
+def as_a_program() -> Any:
+    """JAX as it is when the benchmark runs by itself."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_runs_and_writes_what_it_measured(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert overheads.main(["--smoke", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "overheads.json").read_text())
+    assert found["marks"] == {"import_s": 0.15, "progress": 0.01}
+    assert 0 < found["import"]["funcnn"]["median"] < found["import"]["jax, optax"]["median"] * 10
+    assert set(found["progress"]) == {"bar", "lines", "bar and log"}
+    out, err = capsys.readouterr()
+    assert "import funcnn" in out and not err
