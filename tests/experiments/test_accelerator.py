@@ -1,12 +1,10 @@
 """The benchmark of accelerators, rehearsed on a CPU for a moment; its numbers are not judged here."""
 
-import dataclasses
 import json
 import os
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,13 +12,6 @@ import pytest
 import funcnn as fnn
 from experiments.benchmarks import accelerator, accelerator_report, peers
 from experiments.benchmarks.workers import LIBRARIES, WorkerError
-
-
-@pytest.fixture(autouse=True)
-def as_a_program() -> Any:
-    """JAX as it is when the benchmark runs by itself."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def test_smoke_run_is_a_rehearsal(
@@ -112,23 +103,3 @@ def test_a_network_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch)
 
 def test_jax_libraries_and_pytorch_are_compared() -> None:
     assert set(LIBRARIES) - set(accelerator.PEERS) == {"scikit-learn"}
-
-
-@pytest.mark.parametrize(("options", "said"), [(["--rounds", "0"], "--rounds"), (["--parts"], "--parts")])
-def test_an_error_is_one_line(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        accelerator.main(options)
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert said in error
-
-
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        accelerator.main(["--help"])
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    for field in dataclasses.fields(accelerator.Config):
-        assert f"--{field.name.replace('_', '-')}" in text

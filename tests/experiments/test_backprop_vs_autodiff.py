@@ -80,44 +80,11 @@ def test_fails_where_the_gradient_is_a_thousandth_off(
     assert "They do not agree." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--data", "mnist"], "--data-dir"),
-        (["--data", "mnist", "--data-dir", "/there/is/none"], "/there/is/none"),
-        (["--hidden", "0"], "--hidden"),
-        (["--epochs", "0"], "--epochs"),
-        (["--dropout", "1"], "--dropout"),
-        (["--learning-rate", "nan"], "--learning-rate"),
-        (["--seed", "-1"], "--seed"),
-        (["--out", "/dev/null/out"], "/dev/null"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_an_error_is_one_line(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        job.main(options)
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert said in error
-
-
 def test_unknown_options_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         job.main(["--optimiser", "adam"])
     assert exit_.value.code == 2
     assert "--optimiser" in capsys.readouterr().err
-
-
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        job.main(["--help"])
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    for name in job.Config.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in text
 
 
 def test_an_epoch_has_each_example_at_most_once() -> None:

@@ -2,19 +2,10 @@
 
 import json
 import pathlib
-from typing import Any
 
-import jax
 import pytest
 
 from experiments import mixed_precision
-
-
-@pytest.fixture(autouse=True)
-def as_a_program() -> Any:
-    """JAX as it is when the experiment runs by itself."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def test_runs_and_writes_what_it_found(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,9 +31,3 @@ def test_the_verdict_is_of_the_means() -> None:
     found = mixed_precision.compare(runs)
     assert found["autodiff"] == pytest.approx(0.0, abs=1e-9) and found["backprop"] == pytest.approx(0.3)
     assert "does not hold" in mixed_precision.verdict(found)
-
-
-def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        mixed_precision.main(["--epochs", "0"])
-    assert exit_.value.code == 2 and capsys.readouterr().err.count("\n") == 1

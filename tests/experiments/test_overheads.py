@@ -2,19 +2,10 @@
 
 import json
 import pathlib
-from typing import Any
 
-import jax
 import pytest
 
 from experiments.benchmarks import overheads
-
-
-@pytest.fixture(autouse=True)
-def as_a_program() -> Any:
-    """JAX as it is when the benchmark runs by itself."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def test_runs_and_writes_what_it_measured(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """The benchmark of training loops, for a moment; its numbers are not judged here."""
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -128,34 +127,6 @@ def test_a_script_that_fails_says_why(tmp_path: pathlib.Path) -> None:
         with pytest.raises(workers.WorkerError, match="no_such_script"):
             worker.answer()
         worker.close()
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--rounds", "0"], "--rounds"),
-        (["--block-s", "nan"], "--block-s"),
-        (["--networks", "1-2"], "'1-2'"),
-        (["--libraries", "caffe"], "'caffe'"),
-    ],
-)
-def test_an_error_is_one_line(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        peers.main(options)
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert said in error
-
-
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        peers.main(["--help"])
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    for field in dataclasses.fields(peers.Config):
-        assert f"--{field.name.replace('_', '-')}" in text
 
 
 def test_every_library_has_its_script() -> None:

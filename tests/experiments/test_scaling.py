@@ -1,11 +1,8 @@
 """How training grows, measured for a moment; the numbers of a smoke run are not judged, its arithmetic is."""
 
-import dataclasses
 import json
 import pathlib
-from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,13 +10,6 @@ from experiments.benchmarks import laws, scaling, scaling_report
 from experiments.benchmarks.networks import Network
 from experiments.benchmarks.trainings import Training, ensemble_bytes, seconds_of
 from funcnn.train import History
-
-
-@pytest.fixture(autouse=True)
-def as_a_program() -> Any:
-    """JAX as it is when the benchmark runs by itself."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def test_smoke_run_records_everything(
@@ -113,31 +103,3 @@ def test_planned_memory_holds_the_states_of_all_runs() -> None:
     assert found["data"] == 4 * 8 * (8 + 1)
     assert 16 * 3 * params <= found["arguments"] < 2 * 16 * 3 * params  # Adam keeps two moments
     assert found["all"] == sum(value for name, value in found.items() if name != "all")
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--rounds", "0"], "--rounds"),
-        (["--block-s", "nan"], "--block-s"),
-        (["--sample", "9", "--runs", "8"], "--sample"),
-        (["--strategy", "pmap"], "'pmap'"),
-    ],
-)
-def test_an_error_is_one_line(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        scaling.main(options)
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert said in error
-
-
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        scaling.main(["--help"])
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    for field in dataclasses.fields(scaling.Config):
-        assert f"--{field.name.replace('_', '-')}" in text

@@ -2,20 +2,11 @@
 
 import json
 import pathlib
-from typing import Any
 
-import jax
 import pytest
 
 from experiments import step_cost
 from experiments.common import measure
-
-
-@pytest.fixture(autouse=True)
-def as_a_program() -> Any:
-    """JAX as it is when the benchmark runs by itself."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 @pytest.mark.parametrize("step", [False, True], ids=["gradients", "step"])
@@ -40,28 +31,6 @@ def test_memory_mark_is_met(case: step_cost.Case) -> None:
     """What the compiler plans does not depend on the machine's load, so that a test can hold it."""
     row = step_cost.compare(case, "float32", step_cost.Config(rounds=1, block_ms=1))
     assert row["memory_ratio"] <= step_cost.MEMORY_MARK
-
-
-@pytest.mark.parametrize(
-    ("options", "said"), [(["--rounds", "0"], "--rounds"), (["--only", "lstm"], "'lstm'"), (["--dtypes"], "--dtypes")]
-)
-def test_an_error_is_one_line(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        step_cost.main(options)
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert said in error
-
-
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        step_cost.main(["--help"])
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    for name in step_cost.Config.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in text
 
 
 def test_blocks_take_turns_in_swapped_order() -> None:

@@ -115,7 +115,9 @@ def test_every_difference_to_another_run_is_named(tmp_path: pathlib.Path):
 DAMAGES = ["a bit", "cut short", "emptied", "gone", "meta"]
 
 
-# Where one array cannot be read, the reads of the others end after the event loop of Orbax does, and say so.
+# Where one array cannot be read, the reads of the others end after the event loop of Orbax does, or never begin: it
+# says so by these warnings.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(

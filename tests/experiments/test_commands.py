@@ -1,0 +1,65 @@
+"""What holds for every command: its help explains all options, and a mistake is told in one line."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from experiments import backprop_vs_autodiff, mixed_precision, step_cost
+from experiments.benchmarks import accelerator, overheads, peers, scaling
+
+# Options that no run can have, and what the error says of each.
+COMMANDS: dict[Any, dict[str, str]] = {
+    backprop_vs_autodiff: {
+        "--data mnist": "--data-dir",
+        "--data mnist --data-dir /there/is/none": "/there/is/none",
+        "--hidden 0": "--hidden",
+        "--epochs 0": "--epochs",
+        "--dropout 1": "--dropout",
+        "--learning-rate nan": "--learning-rate",
+        "--seed -1": "--seed",
+        "--out /dev/null/out": "/dev/null",
+    },
+    mixed_precision: {"--epochs 0": "--epochs", "--data mnist --data-dir /there/is/none": "/there/is/none"},
+    step_cost: {"--rounds 0": "--rounds", "--only lstm": "'lstm'", "--dtypes": "--dtypes"},
+    accelerator: {"--rounds 0": "--rounds", "--parts": "--parts"},
+    overheads: {"--seconds nan": "--seconds"},
+    peers: {
+        "--rounds 0": "--rounds",
+        "--block-s nan": "--block-s",
+        "--networks 1-2": "'1-2'",
+        "--libraries caffe": "'caffe'",
+    },
+    scaling: {
+        "--rounds 0": "--rounds",
+        "--block-s nan": "--block-s",
+        "--sample 9 --runs 8": "--sample",
+        "--strategy pmap": "'pmap'",
+    },
+}
+NAMES = {command: command.__name__.rpartition(".")[2] for command in COMMANDS}
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [(command, options, said) for command, errors in COMMANDS.items() for options, said in errors.items()],
+    ids=[f"{NAMES[command]} {options}" for command, errors in COMMANDS.items() for options in errors],
+)
+def test_an_error_is_one_line(command: Any, options: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(options.split())
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=NAMES.values())
+def test_help_explains_every_option(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(command.Config):
+        assert f"--{field.name.replace('_', '-')}" in text
