@@ -200,6 +200,14 @@ def build(structure: Any, arrays: dict[str, Any]) -> Params:
     return params
 
 
+def flat_names(structure: Any) -> list[str]:
+    """The paths of the arrays in a nesting, in the order of the leaves."""
+    if isinstance(structure, str):
+        return [structure]
+    inner = structure["tuple"] if "tuple" in structure else [node for _, node in structure["dict"]]
+    return [name for node in inner for name in flat_names(node)]
+
+
 def shapes(tree: Any) -> dict[str, str]:
     """Each leaf of any pytree by its path: its dtype and shape as text."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -1,6 +1,7 @@
 """Training: compiled steps and epochs, many runs in one program, checkpoints, many devices."""
 
 from funcnn.train.checkpoint import Checkpoints as Checkpoints
+from funcnn.train.checkpoint import load_checkpoint as load_checkpoint
 from funcnn.train.errors import CheckpointError as CheckpointError
 from funcnn.train.errors import DataStreamError as DataStreamError
 from funcnn.train.errors import NonFiniteError as NonFiniteError

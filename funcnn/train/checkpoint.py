@@ -12,19 +12,21 @@ import math
 import os
 import pathlib
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from funcnn.description import to_json
-from funcnn.layer import Layer
-from funcnn.storage import shapes
+from funcnn.description import Description, from_json, to_json
+from funcnn.layer import Layer, Params
+from funcnn.storage import build, flat_names, flatten, shapes
 from funcnn.train import loop
 from funcnn.train import steps as one_step
 from funcnn.train.errors import CheckpointError
-from funcnn.train.history import Recorder
+from funcnn.train.history import History, Recorder
 from funcnn.train.shuffle import mix
 
 FORMAT = 1
@@ -73,11 +75,9 @@ class Keeper:
     """Saves and restores one run. Of several processes each has one, and all of them save together."""
 
     def __init__(self, checkpoints: Checkpoints, plan: loop.Plan, identity: dict[str, Any], per_epoch: int | None):
-        try:
-            import orbax.checkpoint as ocp  # noqa: PLC0415 - in the `checkpoint` extra
-            from orbax.checkpoint.checkpoint_managers import preservation_policy as policy  # noqa: PLC0415
-        except ImportError as error:
-            raise ImportError("checkpoints need Orbax; install it with: pip install 'funcnn[checkpoint]'") from error
+        ocp = orbax()
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as policy  # noqa: PLC0415
+
         self.ocp, self.checkpoints, self.plan = ocp, checkpoints, plan
         self.identity, self.per_epoch = identity, per_epoch
         self.directory = pathlib.Path(checkpoints.directory).expanduser().resolve()
@@ -137,7 +137,6 @@ class Keeper:
         arrays = plain_arrays(run)
         # On the host, where their number may change without a compilation; one more, since Orbax saves no empty array.
         losses = np.concatenate([np.zeros(1), recorder.losses])
-        row = recorder.rows[-1] if recorder.rows else {}
         body = {
             "format": FORMAT,
             "identity": self.identity,
@@ -150,8 +149,12 @@ class Keeper:
             "losses sha256": hashlib.sha256(losses.tobytes()).hexdigest(),
             "compile_seconds": recorder.compile_seconds,
             "checksums": {name: np.asarray(value).tolist() for name, value in checksums(arrays).items()},
+            "shapes": {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()},
+            "params": nesting(run.state.params),
+            "value": self._value(recorder, step),
+            "maximize": self.checkpoints.maximize,
         }
-        value = row.get(self.checkpoints.best, math.nan) if self.checkpoints.best else math.nan
+        value = body["value"]
         # Read back at once: it is written while the run goes on and `recorder` with it.
         sealed = {"body": json.loads(json.dumps(body)), "sha256": digest(body)}
         args = self.ocp.args
@@ -161,40 +164,40 @@ class Keeper:
                 arrays=args.StandardSave(arrays | {"losses": losses}),
                 meta=args.JsonSave(sealed),
             ),
-            metrics={"value": value} if math.isfinite(value) else None,
+            metrics=None if value is None else {"value": value},
         )
         self.newest = step
+
+    def _value(self, recorder: Recorder, step: int) -> float | None:
+        """By what this checkpoint may be the best; None where it is not at an epoch's end, or has no value."""
+        row = recorder.rows[-1] if recorder.rows else {"step": -1}
+        value = row.get(self.checkpoints.best or "", math.nan)
+        return value if row["step"] == step and math.isfinite(value) else None
 
     def restore(self, like: loop.Run, epochs: int) -> tuple[loop.Run, Recorder, tuple[int, int]] | None:
         """The newest sound checkpoint of this run, of at most so many epochs; None where there are none."""
         steps = sorted(self.manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                body = self._read(step, "meta", self.ocp.args.JsonRestore())
-                if digest(body["body"]) != body["sha256"]:
-                    raise _Damaged("its description has another checksum than it had when it was written")
-                body = body["body"]
+                body = read_body(self.manager, step)
                 self._check(step, body)
                 if len(body["rows"]) > epochs:
                     raise CheckpointError(
                         f"the run in {self.directory} has {len(body['rows'])} epochs already, and epochs={epochs}"
                     )
-                arrays = self._arrays(step, like, body)
+                wanted = {
+                    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+                    for name, leaf in plain_arrays(like).items()
+                }
+                arrays, losses = read_arrays(self.manager, step, body, wanted)
             except _Damaged as error:
                 warnings.warn(
                     f"the checkpoint of step {step} in {self.directory} is damaged and left out: {error}", stacklevel=2
                 )
                 self._set_aside(step)
                 continue
-            losses = arrays.pop("losses")[1:].astype(jnp.result_type(float))
-            recorder = Recorder(
-                rows=body["rows"],
-                losses=losses,
-                **{name: body[name] for name in ("compile_seconds", "best_epoch", "stopped", "seconds")},
-            )
-            leaves = list(arrays.values())
             self.newest = step
-            return from_plain_arrays(like, leaves), recorder, tuple(body["position"])
+            return from_plain_arrays(like, list(arrays.values())), recorder_of(body, losses), tuple(body["position"])
         if steps or any(self.directory.glob("damaged-*")):
             raise CheckpointError(
                 f"none of the checkpoints in {self.directory} can be used: all are damaged; "
@@ -206,12 +209,6 @@ class Keeper:
         """Waits for what is being written."""
         self.manager.wait_until_finished()
         self.manager.close()
-
-    def _read(self, step: int, item: str, args: Any) -> Any:
-        try:
-            return self.manager.restore(step, args=self.ocp.args.Composite(**{item: args}))[item]
-        except Exception as error:
-            raise _Damaged(f"its {item} cannot be read: {type(error).__name__}: {error}") from error
 
     def _check(self, step: int, body: dict[str, Any]) -> None:
         """Raises unless the checkpoint is of this run; every difference is named."""
@@ -229,27 +226,138 @@ class Keeper:
                 f"the checkpoint of step {step} in {self.directory} is of another run:\n  " + "\n  ".join(faults)
             )
 
-    def _arrays(self, step: int, like: loop.Run, body: dict[str, Any]) -> dict[str, Any]:
-        wanted = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            for name, leaf in plain_arrays(like).items()
-        }
-        wanted = wanted | {"losses": np.zeros(body["losses"])}
-        arrays = self._read(step, "arrays", self.ocp.args.StandardRestore(wanted))
-        losses = np.asarray(arrays.pop("losses"))
-        if hashlib.sha256(losses.tobytes()).hexdigest() != body["losses sha256"]:
-            raise _Damaged("the losses of its steps have another checksum than they had when it was written")
-        for name, value in checksums(arrays).items():
-            if np.asarray(value).tolist() != body["checksums"][name]:
-                path = list(shapes(like))[int(name)]
-                raise _Damaged(f"run{path} has another checksum than it had when it was written")
-        return arrays | {"losses": losses}
-
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
             place = next(path for path in self.directory.iterdir() if path.name == str(step))
             place.rename(self.directory / f"damaged-{step}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"funcnn: the checkpoint of step {step} is set aside")
         self.manager.reload()
+
+
+def load_checkpoint(
+    directory: str | os.PathLike[str],
+    which: str | int = "newest",
+    *,
+    net: Layer | None = None,
+    types: Iterable[type[Description]] = (),
+) -> tuple[Layer, Params, History]:
+    """The network, parameters and history of a checkpoint, without the data that it was trained on.
+
+    Args:
+        directory: where `Checkpoints` saved them.
+        which: "newest", "best" (by the value that they were saved with), or a number of steps.
+        net: the network, where it holds functions of your own and so has no description.
+        types: your own description types that the network may be made of.
+
+    Returns:
+        The network, its parameters, and the history up to there.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it is damaged, or its network cannot be made.
+
+    Example:
+        >>> import tempfile, jax, jax.numpy as jnp, optax, funcnn as fnn
+        >>> objective = fnn.Objective(fnn.Dense(1), fnn.losses.squared_error)
+        >>> params = objective.net.init(jax.random.key(0), (2,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     state, _ = fnn.train.fit(
+        ...         objective, optax.sgd(0.1), params, (jnp.ones((4, 2)), jnp.ones((4, 1))), epochs=2, batch_size=4,
+        ...         key=jax.random.key(1), checkpoints=folder, progress=None)
+        ...     net, params, history = fnn.train.load_checkpoint(folder)
+        >>> net, bool((params["w"] == state.params["w"]).all()), len(history["loss"])
+        (Dense(1), True, 2)
+    """
+    ocp = orbax()
+    where = pathlib.Path(directory).expanduser().resolve()
+    if not where.is_dir():
+        raise CheckpointError(f"{where}: no such directory")
+    manager = ocp.CheckpointManager(where, options=ocp.CheckpointManagerOptions(read_only=True))
+    try:
+        bodies = {step: read_body(manager, step) for step in manager.all_steps()}
+        step = _chosen(which, bodies, where)
+        body = bodies[step]
+        if body["params"] is None:
+            raise CheckpointError(f"{where}: its parameters are not nested dicts and tuples of arrays")
+        wanted = {name: np.zeros(shape, dtype) for name, (dtype, shape) in body["shapes"].items()}
+        arrays, losses = read_arrays(manager, step, body, wanted)
+        description = body["identity"]["network"]
+        made = from_json(description, types) if net is None else net
+    except (_Damaged, ValueError) as error:
+        hint = "" if net is not None else "; a network that holds functions is given: load_checkpoint(..., net=net)"
+        raise CheckpointError(f"{where}: cannot be loaded: {error}{hint}") from error
+    finally:
+        manager.close()
+    paths = list(body["identity"]["arrays"])
+    leaves = [arrays[f"{i:04d}"] for i, path in enumerate(paths) if path.startswith(".state.params")]
+    names = flat_names(body["params"])
+    return made, build(body["params"], dict(zip(names, leaves, strict=True))), recorder_of(body, losses).history()
+
+
+def _chosen(which: str | int, bodies: dict[int, Any], where: pathlib.Path) -> int:
+    """The number of steps of the checkpoint that was asked for."""
+    if isinstance(which, int) and which in bodies:
+        return which
+    if which == "newest" and bodies:
+        return max(bodies)
+    valued = {step: body["value"] for step, body in bodies.items() if body["value"] is not None}
+    if which == "best" and valued:
+        return (max if next(iter(bodies.values()))["maximize"] else min)(valued, key=lambda step: valued[step])
+    raise CheckpointError(
+        f'{where}: which is "newest", "best" or a number of steps, got {which!r}; there are {sorted(bodies)}, and with '
+        f"a value {sorted(valued)}"
+    )
+
+
+def orbax() -> Any:
+    """The library that writes the files."""
+    try:
+        import orbax.checkpoint as ocp  # noqa: PLC0415 - in the `checkpoint` extra
+    except ImportError as error:
+        raise ImportError("checkpoints need Orbax; install it with: pip install 'funcnn[checkpoint]'") from error
+    return ocp
+
+
+def read_body(manager: Any, step: int) -> dict[str, Any]:
+    """What a checkpoint says of itself, checked to be what was written."""
+    sealed = _read(manager, step, "meta", orbax().args.JsonRestore())
+    if digest(sealed["body"]) != sealed["sha256"]:
+        raise _Damaged("its description has another checksum than it had when it was written")
+    return sealed["body"]
+
+
+def read_arrays(manager: Any, step: int, body: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """A checkpoint's arrays, as `wanted` and checked likewise, and the losses of its steps."""
+    arrays = _read(manager, step, "arrays", orbax().args.StandardRestore(wanted | {"losses": np.zeros(body["losses"])}))
+    losses = np.asarray(arrays.pop("losses"))
+    if hashlib.sha256(losses.tobytes()).hexdigest() != body["losses sha256"]:
+        raise _Damaged("the losses of its steps have another checksum than they had when it was written")
+    for name, value in checksums(arrays).items():
+        if np.asarray(value).tolist() != body["checksums"][name]:
+            path = list(body["identity"]["arrays"])[int(name)]
+            raise _Damaged(f"run{path} has another checksum than it had when it was written")
+    return arrays, losses[1:]
+
+
+def recorder_of(body: dict[str, Any], losses: np.ndarray) -> Recorder:
+    """What had been recorded."""
+    rest = {name: body[name] for name in ("rows", "compile_seconds", "best_epoch", "stopped", "seconds")}
+    return Recorder(losses=losses.astype(jnp.result_type(float)), **rest)
+
+
+def nesting(params: Params) -> Any:
+    """How the parameters are nested, as JSON; None where they are more than dicts and tuples."""
+    try:
+        return flatten(params)[1]
+    except TypeError:
+        return None
+
+
+def _read(manager: Any, step: int, item: str, args: Any) -> Any:
+    try:
+        return manager.restore(step, args=orbax().args.Composite(**{item: args}))[item]
+    except Exception as error:
+        raise _Damaged(f"its {item} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def description(thing: Any) -> str:

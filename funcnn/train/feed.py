@@ -18,8 +18,9 @@ from funcnn.train import steps as one_step
 from funcnn.train.errors import DataStreamError
 
 PIECE_SECONDS = 0.5  # how long one dispatch lasts: how often there is news, and how soon an interrupt is heard
-OVERHEAD = 0.01  # the share of a piece that what surrounds its steps may take: large states make pieces longer
-FIRST_PIECE = 8  # steps of the first dispatch, whose time is not known
+# A dispatch copies the state once, which an update of the optimizer goes over several times. So it has at least this
+# many steps, where they do not last too long, and the copy does not show. The first has as many: its time is not known.
+LEAST_STEPS, MOST_SECONDS = 16, 5.0
 CHUNK_BYTES = 2**25  # of streamed data in one dispatch
 CHUNK_STEPS = 256
 
@@ -56,7 +57,6 @@ class Memory:
         self.data = tuple(where.device_put(jnp.asarray(array)) for array in data)
         self.n = len(self.data[0])
         self.per_epoch = loop.steps_per_epoch(self.n, plan.batch_size)
-        self.seconds = PIECE_SECONDS
 
     def check_first_batch(self, params: Params) -> None:
         """Raises what is wrong with network and data, before anything is compiled."""
@@ -64,19 +64,15 @@ class Memory:
         check_batch(self.plan, params, batch, self.hyper)
 
     def compile(self, run: loop.Run) -> None:
-        """Compiles the program, and measures what a call costs that takes no step: it copies the state."""
-        step = int(run.state.step)
-        loop.advance.lower(self.plan, run, self.data, self.valid, self.hyper, step, step, 0).compile()
-        began = time.perf_counter()
-        jax.block_until_ready(self._advance(run, step, step, 0))
-        self.seconds = max(PIECE_SECONDS, (time.perf_counter() - began) / OVERHEAD)
+        """Compiles the program."""
+        loop.advance.lower(self.plan, run, self.data, self.valid, self.hyper, 0, 0, 0).compile()
 
     def pieces(
         self, run: loop.Run, position: tuple[int, int], epochs: int, pause: Callable[[int], int]
     ) -> Iterator[Piece]:
         """The rest of the run; `pause(step)` is the number of the step before which a piece has to end."""
         per_epoch = self.per_epoch
-        step, size = position[0] * per_epoch + position[1], min(FIRST_PIECE, loop.MOST_STEPS)
+        step, size = position[0] * per_epoch + position[1], min(LEAST_STEPS, loop.MOST_STEPS)
         while step < epochs * per_epoch:
             last = min(step + size, epochs * per_epoch, pause(step))
             if last // per_epoch > step // per_epoch:
@@ -103,7 +99,7 @@ class Memory:
                 batches=functools.partial(self._batch, run.state.key),
             )
             del before  # what the run was is not kept while it goes on
-            size = max(1, min(int((last - step) * self.seconds / took), 16 * size, loop.MOST_STEPS))
+            size = next_size(last - step, took)
             step = last
 
     def _advance(self, run: loop.Run, first: int, last: int, epochs: int) -> Any:
@@ -113,6 +109,13 @@ class Memory:
         epoch, i = divmod(step, self.per_epoch)
         rows = loop.order(self.plan, key, epoch, self.n)[i]
         return tuple(array[rows] for array in self.data)
+
+
+def next_size(steps: int, seconds: float) -> int:
+    """How many steps the next dispatch takes, after one that took so many in so many seconds."""
+    each = seconds / steps
+    least = min(LEAST_STEPS, int(MOST_SECONDS / each))
+    return max(1, min(max(least, int(PIECE_SECONDS / each)), 16 * steps, loop.MOST_STEPS))
 
 
 class Stream:

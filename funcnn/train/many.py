@@ -20,7 +20,7 @@ from funcnn.objective import Objective
 from funcnn.table import Table
 from funcnn.train import loop
 from funcnn.train import steps as one_step
-from funcnn.train.feed import FIRST_PIECE, PIECE_SECONDS, check_arrays, check_batch, check_count
+from funcnn.train.feed import LEAST_STEPS, check_arrays, check_batch, check_count, next_size
 from funcnn.train.fit import EarlyStopping, cast_objective, check_hyper, monitoring
 from funcnn.train.history import BETTER, STOPPED, History, Recorder, format_value
 from funcnn.train.progress import as_progress
@@ -269,7 +269,7 @@ def fit_many(
             measured = _measure(advance, run, groups.size, min(TRIAL_STEPS, total))
             at_once = min(measured, key=lambda k: measured[k])
         advance(run, 0, 0, at_once)  # compiles
-        step, size, seconds = 0, FIRST_PIECE, 0.0
+        step, size, seconds = 0, LEAST_STEPS, 0.0
         rows: list[dict[str, np.ndarray]] = []
         while step < total:
             last = min(step + size, total)
@@ -285,7 +285,7 @@ def fit_many(
                 rows.append({name: values[:, i] for name, values in new.items()})
             shown = {name: float(np.mean(values)) for name, values in (rows[-1] if rows else {}).items()}
             teller.update(last, last // per_epoch, _without_flags(shown), (last - step) / took)
-            size = max(1, min(int((last - step) * PIECE_SECONDS / took), 16 * size, loop.MOST_STEPS))
+            size = next_size(last - step, took)
             step = last
             if rows and rows[-1].get(STOPPED, np.zeros(1)).all():
                 break

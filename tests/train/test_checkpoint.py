@@ -176,6 +176,38 @@ def test_the_log_of_a_resumed_run_has_each_epoch_once(tmp_path: pathlib.Path):
     assert [line["loss"] for line in lines] == history["loss"].tolist()
 
 
+def test_network_parameters_and_history_come_back_without_the_data(tmp_path: pathlib.Path):
+    rising = optax.sgd(lambda count: jnp.where(jnp.asarray(count) < 12, -0.1, 0.1))  # the best of five is the first
+    checkpoints = fnn.train.Checkpoints(tmp_path, keep=2, every_steps=4)
+    state, history = fit(epochs=5, optimizer=rising, checkpoints=checkpoints)
+    net, params, seen = fnn.train.load_checkpoint(tmp_path)
+    assert net == OBJECTIVE.net
+    assert_same(params, state.params)
+    assert jax.tree.structure(params) == jax.tree.structure(state.params)
+    assert_same_history(seen, history)
+    first, _ = fit(epochs=1, optimizer=rising)
+    _, params, seen = fnn.train.load_checkpoint(tmp_path, "best")
+    assert_same(params, first.params)
+    assert seen["valid loss"].tolist() == history["valid loss"].tolist()[:1]
+    for which in (15, 14):
+        message = r'"newest", "best" or a number of steps, got 14; there are \[3, .*15\]'
+        with contextlib.nullcontext() if which == 15 else pytest.raises(fnn.train.CheckpointError, match=message):
+            assert_same(fnn.train.load_checkpoint(tmp_path, which)[1], state.params)
+    with pytest.raises(fnn.train.CheckpointError, match="no such directory"):
+        fnn.train.load_checkpoint(tmp_path / "nothing")
+
+
+def test_a_network_of_functions_is_given(tmp_path: pathlib.Path):
+    twice = fnn.Serial(fnn.Dense(3), fnn.lift(lambda key, in_shape: (), lambda params, x: 2 * x))
+    params = twice.init(jax.random.key(0), (5,))
+    state, _ = fit(objective=OBJECTIVE.replace(net=twice), params=params, epochs=1, checkpoints=tmp_path)
+    with pytest.raises(fnn.train.CheckpointError, match=r"load_checkpoint\(..., net=net\)"):
+        fnn.train.load_checkpoint(tmp_path)
+    net, params, _ = fnn.train.load_checkpoint(tmp_path, net=twice)
+    assert net is twice
+    assert_same(params, state.params)
+
+
 @pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16", "int32", "uint8", "bool"])
 def test_a_checksum_sees_any_change_and_not_the_place(kind: str, rng: np.random.Generator, key: jax.Array):
     with jax.enable_x64(kind == "float64"):

@@ -69,12 +69,21 @@ def test_the_steps_are_those_of_step(gradient: str):
 
 def test_pieces_of_any_length_take_the_same_steps(monkeypatch: pytest.MonkeyPatch):
     whole, history = fit(epochs=4)
-    for first_piece, seconds in ((1, 0.0), (2, 1e9), (5, 0.0)):
-        monkeypatch.setattr(feed, "FIRST_PIECE", first_piece)
-        monkeypatch.setattr(feed, "PIECE_SECONDS", seconds)
+    for sizes in ([1] * 12, [2, 9, 1], [5, 5, 5]):
+        left = iter(sizes[1:])
+        monkeypatch.setattr(feed, "LEAST_STEPS", sizes[0])
+        monkeypatch.setattr(feed, "next_size", lambda steps, seconds, left=left: next(left, 1))
         again, same = fit(epochs=4)
         assert_same(again, whole)
         assert_same_history(same, history)
+
+
+def test_a_dispatch_has_many_steps_and_does_not_last_long():
+    assert feed.next_size(16, 16 * 10e-6) == 256, "grows"
+    assert feed.next_size(4096, 4096 * 100e-6) == 5000, "half a second"
+    assert feed.next_size(16, 16 * 0.13) == 16, "at least so many"
+    assert feed.next_size(16, 16 * 2.0) == 2, "but not for longer than a few seconds"
+    assert feed.next_size(1, 60.0) == 1
 
 
 def test_one_trace_for_all_runs_of_one_kind():
