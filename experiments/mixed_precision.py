@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = compare(runs)
     console.print(as_table(runs, found))
     console.print(verdict(found), highlight=False)
-    path = config.out / f"mixed_precision-{data.name}"
+    path = config.out / f"mixed_precision-{config.data}"
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "data_dir")}
     about = {"command": record.command("experiments.mixed_precision", argv), **record.environment(), "config": settings}
     record.write(path.with_suffix(".json"), {**about, "mark": MARK, "difference": found, "runs": runs})
