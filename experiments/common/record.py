@@ -57,8 +57,14 @@ def environment() -> dict[str, Any]:
 
 
 def command(module: str, argv: Sequence[str] | None) -> str:
-    """The command that runs the experiment again."""
-    return " ".join(["python -m", module, *(sys.argv[1:] if argv is None else argv)])
+    """The command that runs the experiment again; directories are the reader's own, and left out."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for option in ("--out", "--out-dir", "--data-dir"):
+        while option in words:
+            at = words.index(option)
+            del words[at : at + 2]
+    words = [word for word in words if not word.startswith(("--out=", "--out-dir=", "--data-dir="))]
+    return " ".join(["python -m", module, *words])
 
 
 def write(path: pathlib.Path, record: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Trains a network: `fit`. and measures one: `evaluate`."""
+"""Trains a network: `fit`; and measures one: `evaluate`."""
 
 import dataclasses
 import functools
