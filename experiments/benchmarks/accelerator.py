@@ -9,19 +9,18 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 
 import funcnn as fnn
 from experiments.benchmarks import accelerator_report, peers, scaling
+from experiments.benchmarks.blocks import Blocks, options
 from experiments.benchmarks.networks import NETWORKS, Network
 from experiments.benchmarks.trainings import Seconds, Training, step_seconds
 from experiments.benchmarks.workers import LIBRARIES, WorkerError
@@ -54,7 +53,7 @@ SMOKE = Sizes(64, [CASES[0], CASES[3]], (1, 2), 4)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Blocks):
     """Measures training on an accelerator, in one run; on a CPU it rehearses that."""
 
     parts: tuple[Part, ...] = PARTS
@@ -63,25 +62,17 @@ class Config:
     """Trainings of each kind; all take turns."""
     block_s: float = 1.0
     """Length of a training, about."""
-    out: Annotated[pathlib.Path, tyro.conf.arg(aliases=("--out-dir",))] = pathlib.Path("out")
-    """Directory for the figure and the record; made if it is missing."""
-    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Measure tiny sizes for a moment, only to see that everything works."""
 
     def check(self) -> None:
         """Raises UsageError for values that no run can have."""
-        if self.rounds < 1 or not 0 < self.block_s < np.inf:
-            raise record.UsageError("--rounds and --block-s are positive")
+        super().check()
         if not self.parts:
             raise record.UsageError(f"--parts takes at least one of {', '.join(PARTS)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code."""
-    config = tyro.cli(Config, args=argv, prog="python -m experiments.benchmarks.accelerator")
-    with record.one_line_errors(OSError):
-        config.check()
-        config.out.mkdir(parents=True, exist_ok=True)
+    config = options(Config, "experiments.benchmarks.accelerator", argv)
     if config.smoke:
         config = dataclasses.replace(config, rounds=1, block_s=1e-3)
     chosen = [part for part in PARTS if part in config.parts]

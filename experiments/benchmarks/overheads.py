@@ -12,15 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
 import optax
-import tyro
 from rich.table import Table
 
 import funcnn as fnn
+from experiments.benchmarks.blocks import Blocks, options
 from experiments.common import measure, networks, record
 
 IMPORT_MARK, PROGRESS_MARK = 0.15, 0.01
@@ -32,32 +32,20 @@ KINDS = ("silence", "bar", "lines", "bar and log")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Blocks):
     """Measures the time that imports, progress and logs take."""
 
     rounds: int = 15
     """Processes that import; trainings of each kind, which take turns."""
-    seconds: float = 3.0
+    block_s: float = 3.0
     """About how long one training lasts."""
-    out: pathlib.Path = pathlib.Path("out")
-    """Directory for the record; made if it is missing."""
-    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """For a moment, only to see that everything works."""
-
-    def check(self) -> None:
-        """Raises UsageError for values that no run can have."""
-        if self.rounds < 1 or not 0 < self.seconds < 3600:
-            raise record.UsageError("--rounds and --seconds are positive")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code."""
-    config = tyro.cli(Config, args=argv, prog="python -m experiments.benchmarks.overheads")
+    config = options(Config, "experiments.benchmarks.overheads", argv)
     if config.smoke:
-        config = dataclasses.replace(config, rounds=1, seconds=0.2)
-    with record.one_line_errors(OSError):
-        config.check()
-        config.out.mkdir(parents=True, exist_ok=True)
+        config = dataclasses.replace(config, rounds=1, block_s=0.2)
     console = record.console()
     with console.status("imports"):
         imports = import_seconds(config.rounds)
@@ -113,7 +101,7 @@ def training_seconds(config: Config) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as name, _terminal():
         folder = pathlib.Path(name)
         train(1, "silence", folder)
-        epochs = max(1, round(config.seconds * 50 / train(50, "silence", folder)))
+        epochs = max(1, round(config.block_s * 50 / train(50, "silence", folder)))
         for i in range(config.rounds):
             for kind in KINDS[:: 1 if i % 2 else -1]:
                 seconds[kind].append(train(epochs, kind, folder))

@@ -7,15 +7,14 @@ steps/s are taken within a round. Shuffling and metrics are timed, compilation i
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 from experiments.benchmarks import report
+from experiments.benchmarks.blocks import Blocks, options
 from experiments.benchmarks.networks import NETWORKS, Network
 from experiments.benchmarks.workers import LIBRARIES, Worker, epochs_for, take_turns, workers
 from experiments.common import measure, record
@@ -28,7 +27,7 @@ SMOKE_LIBRARIES = ("funcnn-autodiff", "funcnn-backprop", "scan", "scikit-learn")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Blocks):
     """Measures training loops of funcnn and of other libraries against one another, in one run."""
 
     networks: tuple[str, ...] = tuple(NETWORKS)
@@ -39,15 +38,10 @@ class Config:
     """Blocks of training for each library; all take turns."""
     block_s: float = 1.0
     """Length of a block, about: it is whole epochs, at least three."""
-    out: Annotated[pathlib.Path, tyro.conf.arg(aliases=("--out-dir",))] = pathlib.Path("out")
-    """Directory for the figure and the record; made if it is missing."""
-    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Train two tiny networks for a moment, only to see that everything works."""
 
     def check(self) -> None:
         """Raises UsageError for values that no run can have."""
-        if self.rounds < 1 or not 0 < self.block_s < np.inf:
-            raise record.UsageError("--rounds and --block-s are positive")
+        super().check()
         for option, chosen, known in (
             ("--networks", self.networks, NETWORKS),
             ("--libraries", self.libraries, LIBRARIES),
@@ -60,10 +54,7 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code."""
-    config = tyro.cli(Config, args=argv, prog="python -m experiments.benchmarks.peers")
-    with record.one_line_errors(OSError):
-        config.check()
-        config.out.mkdir(parents=True, exist_ok=True)
+    config = options(Config, "experiments.benchmarks.peers", argv)
     networks = [NETWORKS[name] for name in config.networks]
     if config.smoke:
         default = Config().libraries

@@ -7,16 +7,15 @@ times the throughput of the same runs by `fit`, one after another.
 
 import dataclasses
 import functools
-import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 from experiments.benchmarks import laws, scaling_report
+from experiments.benchmarks.blocks import Blocks, options
 from experiments.benchmarks.networks import Network
 from experiments.benchmarks.trainings import Training, ensemble_bytes, seconds_of, step_seconds
 from experiments.benchmarks.workers import take_turns
@@ -67,7 +66,7 @@ RUNS, SMOKE_RUNS = tuple(2**k for k in range(9)), (1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Blocks):
     """Measures how training time and memory grow, and what an ensemble gains, in one run."""
 
     rounds: int = 7
@@ -82,15 +81,12 @@ class Config:
     """Epochs of each of these."""
     strategy: str = "auto"
     """Of fit_many: "auto", "vmap" or "map"."""
-    out: Annotated[pathlib.Path, tyro.conf.arg(aliases=("--out-dir",))] = pathlib.Path("out")
-    """Directory for the figure and the record; made if it is missing."""
-    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Measure the smallest sizes for a moment, only to see that everything works."""
 
     def check(self) -> None:
         """Raises UsageError for values that no run can have."""
-        if min(self.rounds, self.epochs) < 1 or not 0 < self.block_s < np.inf:
-            raise record.UsageError("--rounds, --epochs and --block-s are positive")
+        super().check()
+        if self.epochs < 1:
+            raise record.UsageError("--epochs is positive")
         if not 1 <= self.sample <= self.runs:
             raise record.UsageError(f"--sample is in 1 .. --runs, got {self.sample} of {self.runs}")
         if self.strategy not in ("auto", "vmap", "map"):
@@ -99,10 +95,7 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code."""
-    config = tyro.cli(Config, args=argv, prog="python -m experiments.benchmarks.scaling")
-    with record.one_line_errors(OSError):
-        config.check()
-        config.out.mkdir(parents=True, exist_ok=True)
+    config = options(Config, "experiments.benchmarks.scaling", argv)
     if config.smoke:
         config = dataclasses.replace(config, rounds=1, block_s=1e-3, runs=2, sample=2, epochs=3, strategy="vmap")
     console = record.console()

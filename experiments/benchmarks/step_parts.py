@@ -9,17 +9,16 @@ turns, beside the rate of one large product.
 import dataclasses
 import functools
 import itertools
-import pathlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from rich.table import Table
 
 import funcnn as fnn
+from experiments.benchmarks.blocks import Blocks, options
 from experiments.benchmarks.networks import LEARNING_RATE, NETWORKS, Network
 from experiments.common import measure, record
 from funcnn.layer import Key, Params, Shape
@@ -38,22 +37,13 @@ TRIED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Blocks):
     """Measures the parts of a training step."""
 
     rounds: int = 15
     """Blocks of calls for each program, which take turns."""
     block_s: float = 1.0
     """About how long a block lasts."""
-    out: pathlib.Path = pathlib.Path("out")
-    """Directory for the record; made if it is missing."""
-    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Small networks for a moment, only to see that everything works."""
-
-    def check(self) -> None:
-        """Raises UsageError for values that no run can have."""
-        if self.rounds < 1 or not 0 < self.block_s < 3600:
-            raise record.UsageError("--rounds and --block-s are positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +62,11 @@ class Transposed(fnn.Layer):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit code."""
-    config = tyro.cli(Config, args=argv, prog="python -m experiments.benchmarks.step_parts")
+    config = options(Config, "experiments.benchmarks.step_parts", argv)
     chosen = [network for network in NETWORKS.values() if network.large]
     if config.smoke:
         config = dataclasses.replace(config, rounds=1, block_s=0.05)
         chosen = [Network((32, 16, 16, 10), 16, 4, 0.0, 0.0, large=True)]
-    with record.one_line_errors(OSError):
-        config.check()
-        config.out.mkdir(parents=True, exist_ok=True)
     console = record.console()
     results = []
     for network in chosen:

@@ -23,7 +23,7 @@ COMMANDS: dict[Any, dict[str, str]] = {
     mixed_precision: {"--epochs 0": "--epochs", "--data mnist --data-dir /there/is/none": "/there/is/none"},
     step_cost: {"--rounds 0": "--rounds", "--only lstm": "'lstm'", "--dtypes": "--dtypes"},
     accelerator: {"--rounds 0": "--rounds", "--parts": "--parts"},
-    overheads: {"--seconds nan": "--seconds"},
+    overheads: {"--block-s nan": "--block-s"},
     peers: {
         "--rounds 0": "--rounds",
         "--block-s nan": "--block-s",
