@@ -193,7 +193,17 @@ class Flip(Description):
 
 
 @dataclasses.dataclass(frozen=True)
-class InputNoise(Description):
+class _Noise(Description):
+    """Noise of a standard deviation."""
+
+    std: float
+
+    def __post_init__(self) -> None:
+        _check(self, "std", 0 <= self.std < math.inf, "a standard deviation, finite and not negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputNoise(_Noise):
     """Adds normal noise to the inputs, of any shape.
 
     x' = x + std n, n ~ Normal(0, 1), of x's shape.
@@ -215,18 +225,13 @@ class InputNoise(Description):
     Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 7.5.
     """
 
-    std: float
-
-    def __post_init__(self) -> None:
-        _check(self, "std", 0 <= self.std < math.inf, "a standard deviation, finite and not negative")
-
     def __call__(self, key: Key, batch: Batch) -> Batch:
         x, *rest = batch
         return (_noisy(self, "x", x, key, _SCALE), *rest)
 
 
 @dataclasses.dataclass(frozen=True)
-class TargetNoise(Description):
+class TargetNoise(_Noise):
     """Adds normal noise to the targets of a regression.
 
     y' = y + std n, n ~ Normal(0, 1), of y's shape.
@@ -247,11 +252,6 @@ class TargetNoise(Description):
 
     Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 7.5.1.
     """
-
-    std: float
-
-    def __post_init__(self) -> None:
-        _check(self, "std", 0 <= self.std < math.inf, "a standard deviation, finite and not negative")
 
     def __call__(self, key: Key, batch: Batch) -> Batch:
         x, y, *weight = batch

@@ -21,8 +21,6 @@ PIECE_SECONDS = 0.5  # how long one dispatch lasts: how often there is news, and
 # A dispatch copies the state once, which an update of the optimizer goes over several times. So it has at least this
 # many steps, where they do not last too long, and the copy does not show. The first has as many: its time is not known.
 LEAST_STEPS, MOST_SECONDS = 16, 5.0
-CHUNK_BYTES = 2**25  # of streamed data in one dispatch
-CHUNK_STEPS = 256
 
 
 @dataclasses.dataclass
@@ -74,9 +72,7 @@ class Memory:
         per_epoch = self.per_epoch
         step, size = position[0] * per_epoch + position[1], min(LEAST_STEPS, loop.MOST_STEPS)
         while step < epochs * per_epoch:
-            last = min(step + size, epochs * per_epoch, pause(step))
-            if last // per_epoch > step // per_epoch:
-                last -= last % per_epoch  # end with an epoch, where one fits
+            last = end_of_piece(step, size, per_epoch, min(epochs * per_epoch, pause(step)))
             began, before = time.perf_counter(), run
             run, rows, losses = self._advance(before, step, last, epochs)
             losses = np.asarray(losses)[: last - step]
@@ -111,6 +107,12 @@ class Memory:
         return tuple(array[rows] for array in self.data)
 
 
+def end_of_piece(step: int, size: int, per_epoch: int, most: int) -> int:
+    """Where a dispatch of about `size` steps ends, at `most` at the latest: with an epoch, where one fits."""
+    last = min(step + size, most)
+    return last - last % per_epoch if last // per_epoch > step // per_epoch else last
+
+
 def next_size(steps: int, seconds: float) -> int:
     """How many steps the next dispatch takes, after one that took so many in so many seconds."""
     each = seconds / steps
@@ -137,14 +139,11 @@ class Stream:
     def check_first_batch(self, params: Params) -> None:
         """Raises what is wrong with network and data, before anything is compiled."""
         if isinstance(self.source, source.Streamed) and isinstance(self.source.source, Iterator):
-            self.chunk_steps = self.chunk_steps or 1  # looking at its first batch would use it up
-            return
-        first = next(self._chunks(jax.random.key(0), 0, 0, 1))
-        batch = tuple(array[0] for array in first.arrays)
-        check_batch(self.plan, params, batch, self.hyper)
-        size = sum(array.nbytes for array in batch)
-        most = self.per_epoch or CHUNK_STEPS
-        self.chunk_steps = self.chunk_steps or max(1, min(CHUNK_BYTES // size, CHUNK_STEPS, most))
+            return  # looking at its first batch would use it up
+        first = next(self._chunks(jax.random.key(0), 0, 0, 1), None)
+        if first is None:
+            raise DataStreamError("epoch 1: the data source has no batches")
+        check_batch(self.plan, params, tuple(array[0] for array in first.arrays), self.hyper)
 
     def compile(self, run: loop.Run) -> None:
         """Nothing: the first chunk is needed for it."""
@@ -158,7 +157,7 @@ class Stream:
         for epoch in range(position[0], epochs):
             skip = position[1] if epoch == position[0] else 0
             done, piece = skip, None
-            make = functools.partial(self._chunks, key, epoch, skip, self.chunk_steps or 1)
+            make = functools.partial(self._chunks, key, epoch, skip, self.chunk_steps)
             for chunk, arrays in source.prefetched(make, lambda chunk: where.put_chunk(chunk.arrays)):
                 began, before = time.perf_counter(), run
                 loop.advance_chunk.lower(self.plan, before, arrays, self.hyper, chunk.steps).compile()  # the first time
@@ -203,7 +202,7 @@ class Stream:
     def _replay(self, before: loop.Run, arrays: Any, begin: int, to: int) -> loop.Run:
         return loop.advance_chunk(self.plan, before, arrays, self.hyper, to - begin)[0]
 
-    def _chunks(self, key: Key, epoch: int, skip: int, steps: int) -> Iterator[source.Chunk]:
+    def _chunks(self, key: Key, epoch: int, skip: int, steps: int | None) -> Iterator[source.Chunk]:
         return source.chunks(self.source, key, epoch, skip, self.plan.batch_size, steps, self.weighted)
 
 

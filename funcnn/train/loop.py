@@ -90,8 +90,13 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 def order(plan: Plan, key: jax.Array, epoch: jax.Array | int, n: int) -> jax.Array:
     """Which examples each step of an epoch takes, (steps, batch_size) int32; the last row is filled up with zeros."""
     steps = steps_per_epoch(n, plan.batch_size)
-    indices = permutation(one_step.order_key(key, epoch), n) if plan.shuffle else jnp.arange(n, dtype=jnp.int32)
+    indices = examples_in_order(key, epoch, n, plan.shuffle)
     return jnp.pad(indices, (0, steps * plan.batch_size - n)).reshape(steps, plan.batch_size)
+
+
+def examples_in_order(key: jax.Array, epoch: jax.Array | int, n: int, shuffle: bool) -> jax.Array:
+    """The numbers of the n examples in the order in which an epoch takes them, (n,) int32."""
+    return permutation(one_step.order_key(key, epoch), n) if shuffle else jnp.arange(n, dtype=jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames="plan")

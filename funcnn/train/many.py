@@ -20,7 +20,7 @@ from funcnn.objective import Objective
 from funcnn.table import Table
 from funcnn.train import loop
 from funcnn.train import steps as one_step
-from funcnn.train.feed import LEAST_STEPS, check_arrays, check_batch, check_count, next_size
+from funcnn.train.feed import LEAST_STEPS, check_arrays, check_batch, check_count, end_of_piece, next_size
 from funcnn.train.fit import EarlyStopping, cast_objective, check_hyper, monitoring
 from funcnn.train.history import BETTER, STOPPED, History, Recorder, format_value
 from funcnn.train.progress import as_progress
@@ -272,9 +272,7 @@ def fit_many(
         step, size, seconds = 0, LEAST_STEPS, 0.0
         rows: list[dict[str, np.ndarray]] = []
         while step < total:
-            last = min(step + size, total)
-            if last // per_epoch > step // per_epoch:
-                last -= last % per_epoch
+            last = end_of_piece(step, size, per_epoch, total)
             start = time.perf_counter()
             results = advance(run, step, last, at_once)
             run, new = [runs for runs, _ in results], [values for _, values in results]

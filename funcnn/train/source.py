@@ -12,11 +12,12 @@ import numpy as np
 from funcnn.data.dataset import Dataset
 from funcnn.data.shards import Shards
 from funcnn.train.errors import DataStreamError
-from funcnn.train.loop import steps_per_epoch
-from funcnn.train.shuffle import permutation
-from funcnn.train.steps import order_key
+from funcnn.train.loop import examples_in_order, steps_per_epoch
 
 AHEAD = 2  # chunks that wait, ready, while one is trained on
+CHUNK_BYTES, CHUNK_STEPS = 2**25, 256  # the most of a chunk, where the user does not say how many steps it has
+
+_in_order = jax.jit(examples_in_order, static_argnums=(2, 3))
 
 
 class Chunk(NamedTuple):
@@ -34,11 +35,10 @@ class Indexed:
         self.arrays, self.batch_size, self.shuffle = tuple(arrays), batch_size, shuffle
         self.n = len(arrays[0])
         self.steps = steps_per_epoch(self.n, batch_size)
-        self._permutation = jax.jit(permutation, static_argnums=1)
 
     def batches(self, key: jax.Array, epoch: int, skip: int) -> Iterator[tuple[np.ndarray, ...]]:
         """The batches of an epoch, from number `skip`; the last may be short."""
-        order = np.asarray(self._permutation(order_key(key, epoch), self.n)) if self.shuffle else np.arange(self.n)
+        order = np.asarray(_in_order(key, epoch, self.n, self.shuffle))
         for begin in range(skip * self.batch_size, self.n, self.batch_size):
             rows = order[begin : begin + self.batch_size]
             yield tuple(np.asarray(array[rows]) for array in self.arrays)
@@ -87,9 +87,9 @@ def as_source(data: Any, batch_size: int, shuffle: bool) -> Source:
 
 
 def chunks(
-    source: Source, key: jax.Array, epoch: int, skip: int, batch_size: int, steps: int, always_weight: bool
+    source: Source, key: jax.Array, epoch: int, skip: int, batch_size: int, steps: int | None, always_weight: bool
 ) -> Iterator[Chunk]:
-    """The batches of an epoch, `steps` of them at a time, checked and filled up to one shape.
+    """The batches of an epoch, `steps` of them at a time (None: as their size allows), filled up to one shape.
 
     Raises:
         DataStreamError: the source raised, or gave a batch that is no batch or has another shape or dtype than the
@@ -102,17 +102,21 @@ def chunks(
         arrays = _checked(batch, like, batch_size, f"epoch {epoch + 1}, batch {number + 1}")
         like = like or arrays
         held.append(_filled(arrays, batch_size, always_weight))
+        if steps is None:
+            most = min(CHUNK_BYTES // sum(array.nbytes for array in held[0]), CHUNK_STEPS)
+            steps = max(1, min(most, source.steps or most))
         number += 1
         if len(held) == steps:
             yield _stacked(held, steps, number - len(held))
             held = []
     if held:
-        yield _stacked(held, steps, number - len(held))
+        yield _stacked(held, steps or 1, number - len(held))
 
 
 def prefetched(make: Callable[[], Iterator[Chunk]], put: Callable[[Chunk], Any]) -> Iterator[tuple[Chunk, Any]]:
     """The chunks of `make()` and what `put` makes of each, both done on a thread that keeps `AHEAD` of them ready."""
     ready: queue.Queue[Any] = queue.Queue(AHEAD)
+    x64 = jnp.result_type(float) == jnp.float64  # in the user's thread; each thread has settings of its own
     stop = threading.Event()
 
     def offer(item: Any) -> bool:
@@ -126,9 +130,10 @@ def prefetched(make: Callable[[], Iterator[Chunk]], put: Callable[[Chunk], Any])
 
     def work() -> None:
         try:
-            for chunk in make():
-                if not offer((chunk, put(chunk))):
-                    return
+            with jax.enable_x64(x64):
+                for chunk in make():
+                    if not offer((chunk, put(chunk))):
+                        return
             offer(None)
         except BaseException as error:
             offer(error)

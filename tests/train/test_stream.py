@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import funcnn as fnn
+from funcnn.train.progress import Silence
 from tests.train.problems import BATCH, OBJECTIVE, N, assert_same, assert_same_history, examples, fit
 
 
@@ -41,6 +42,30 @@ def test_arrays_give_the_numbers_of_memory(kind: str, chunk_steps: int, in_memor
         got, seen = fit(data, shuffle=shuffle, chunk_steps=chunk_steps, stream=kind == "arrays")
         assert_same(got, state)
         assert_same_history(seen, history)
+
+
+def test_float64_stays_float64_on_the_way():
+    """Chunks are put together on a thread, and x64 is switched on for one thread only."""
+    with jax.enable_x64(True):
+        (x, y), (x_valid, y_valid) = examples(), examples(10, seed=1)
+        data, valid = (x.astype(float) + 1e-9, y), (x_valid.astype(float) + 1e-9, y_valid)
+        whole, history = fit(data, valid=valid, epochs=2)
+        streamed, seen = fit(data, valid=valid, epochs=2, stream=True)
+    assert_same(streamed, whole)
+    np.testing.assert_allclose(seen["valid loss"], history["valid loss"], rtol=1e-12)
+
+
+def test_a_generator_is_one_epoch_in_few_dispatches(in_memory: Any):
+    batches = batches_of([8, 8, 6])
+    pieces = []
+
+    class Told(Silence):
+        def update(self, step: int, epoch: int, row: dict[str, float], rate: float) -> None:
+            pieces.append(step)
+
+    state, _ = fit((batch for batch in batches), epochs=1, progress=Told())
+    assert_same(state.params, fit(batches, epochs=1)[0].params)
+    assert pieces == [3, 3], "all steps in one, and the end of the epoch"
 
 
 def batches_of(sizes: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
