@@ -156,7 +156,9 @@ def draw(path: pathlib.Path, runs: list[dict[str, Any]], name: str) -> None:
             axes.plot(
                 np.arange(1, len(run["test_loss"]) + 1), run["test_loss"], style, color=color, label=label, alpha=0.8
             )
-        axes.set(xlabel="epoch", ylabel="test loss", title=f"Trained in float32 and with bfloat16 compute: {name}")
+        seeds = len({run["seed"] for run in runs})
+        axes.set_title(f"Trained in float32 and with bfloat16 compute, {seeds} seeds each: {name}")
+        axes.set(xlabel="epoch", ylabel="test loss")
         axes.legend()
 
 

@@ -27,6 +27,7 @@ from funcnn.layers import Activation as Activation
 from funcnn.layers import Dense as Dense
 from funcnn.layers import Dropout as Dropout
 from funcnn.layers import Elu as Elu
+from funcnn.layers import FeedbackDense as FeedbackDense
 from funcnn.layers import Flatten as Flatten
 from funcnn.layers import GaussianNoise as GaussianNoise
 from funcnn.layers import Gelu as Gelu
@@ -50,6 +51,7 @@ from funcnn.objective import BatchError as BatchError
 from funcnn.objective import Objective as Objective
 from funcnn.objective import validate as validate
 from funcnn.objective import weight_noise as weight_noise
+from funcnn.repeat import Repeat as Repeat
 from funcnn.storage import StorageError as StorageError
 from funcnn.storage import load as load
 from funcnn.storage import save as save

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnn.layer import Layer, Params, Shape, check_in_shape
-from funcnn.storage import StorageError, write_whole
+from funcnn.storage import StorageError, gathered, write_whole
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _MAGIC = b"funcnn export 1 sha256 "
@@ -75,7 +75,10 @@ class Exported:
             raise StorageError(f"{os.fspath(path)}: not a file that Exported.save wrote")
         if head.removeprefix(_MAGIC) != hashlib.sha256(content).hexdigest().encode():
             raise StorageError(f"{os.fspath(path)}: cut short or damaged: its content has another SHA-256")
-        return cls(jax.export.deserialize(bytearray(content)))
+        try:
+            return cls(jax.export.deserialize(bytearray(content)))
+        except Exception as error:  # of whatever kind: the content is not what this JAX reads
+            raise StorageError(f"{os.fspath(path)}: not a program that this JAX reads: {error}") from error
 
 
 def export(
@@ -111,6 +114,7 @@ def export(
     """
     if not isinstance(net, Layer):
         raise TypeError(f"export takes a network, its parameters and the shape of one example, got {net!r}")
+    params = gathered(params)
     (count,) = jax.export.symbolic_shape("N")
     x = jax.ShapeDtypeStruct((count, *check_in_shape(in_shape)), jnp.result_type(float) if dtype is None else dtype)
     return Exported(jax.export.export(jax.jit(lambda x: net.apply(params, x)), platforms=platforms)(x))

@@ -138,7 +138,7 @@ def at(name: str | None, layer: Layer | None = None) -> Iterator[None]:
         raise
 
 
-def fold(key: Key | None, index: int | None) -> Key | None:
+def fold(key: Key | None, index: int | jax.Array | None) -> Key | None:
     """The key of the layer number `index` inside a network that was given `key`; that key itself for None."""
     return key if key is None or index is None else jax.random.fold_in(key, index)
 

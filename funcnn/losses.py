@@ -29,8 +29,10 @@ import numpy as np
 from jax import nn
 from jax.core import Tracer
 
+from funcnn import lazy_logits
 from funcnn.description import Description
 from funcnn.layer import magnitude
+from funcnn.lazy_logits import LazyLogits
 
 
 class LossError(ValueError):
@@ -57,11 +59,15 @@ class Loss(Description):
             return loss
         if len(arrays) != 2:
             raise TypeError(f"{loss!r} takes (outputs, targets), or options by keyword alone, got {len(arrays)} arrays")
-        outputs, targets = map(jnp.asarray, arrays)
+        outputs, targets = loss.as_outputs(arrays[0]), jnp.asarray(arrays[1])
         loss.check(outputs, targets)
         return loss.per_example(outputs, targets)
 
-    def check(self, outputs: jax.Array, targets: jax.Array) -> None:
+    def as_outputs(self, outputs: Any) -> Any:
+        """What the loss was called with in the place of the outputs, as an array."""
+        return jnp.asarray(outputs)
+
+    def check(self, outputs: Any, targets: jax.Array) -> None:
         """Raises LossError unless shapes, dtypes and, where they are not traced, values of the targets fit."""
         if not jnp.issubdtype(outputs.dtype, jnp.floating):
             raise LossError(f"{self!r} takes outputs of a floating dtype, got {outputs.dtype}")
@@ -406,6 +412,91 @@ class SoftmaxCrossEntropy(ClassLoss):
 
 
 @dataclasses.dataclass(frozen=True)
+class LinearCrossEntropy(SoftmaxCrossEntropy):
+    """Softmax cross-entropy of a dense layer's outputs, of which only a chunk is there at a time.
+
+    v = sum_k y_k (log sum_j exp(z_j) - z_k),  z = x w + b
+
+    Logits of many classes, and their gradient, take most of the memory of a training step. Here they are made for a
+    chunk of the examples and used at once: for the losses and, where a gradient is asked for, for that of x, w and b.
+
+    In an `Objective` whose network ends in a `Dense` (in `Serial`, `Cast` and `WeightNoise` too) this loss takes the
+    place of `softmax_cross_entropy`, with the same parameters, value and gradients. The logits are whole after all
+    where they are asked for: by `aux`, and so by the metrics of `fit`, in validation, by what looks into the backward
+    pass, such as `backprop.record`, and by a rule or saving policy of your own for the last layer.
+
+    Args of the call: `(x, w)` or `(x, w, b)` with x (N, ..., D), w (D, K) and b (K,), where -inf masks a class, or
+    logits (N, ..., K); targets: integer labels (N, ...), or one-hot or soft targets (N, ..., K). Returns (N,), in nats,
+    for `(x, w, b)` in float32 at least; axes between the first and the last are summed.
+
+    Args:
+        label_smoothing: a in [0, 1]: the targets become (1 - a) y + a u, u uniform over the classes not masked.
+        chunk: how many examples, or positions of examples, are in a chunk. None: D / 2, so that its logits and their
+            gradient take the memory of w, or as many as have a million logits, if these are more.
+
+    `jax.grad` of an objective makes each logit once; of the losses (N,) themselves twice. It takes no gradient for the
+    targets, and `jax.jvp` is not defined.
+
+    Raises:
+        LossError: the shapes do not fit; labels are no integers or (outside jit) no classes; `chunk` is not positive.
+        TypeError: the objective's network does not end in a `Dense`; a gradient for the targets is asked for.
+
+    Example:
+        >>> import jax.numpy as jnp, funcnn as fnn
+        >>> x, w, y = jnp.ones((2, 3)), jnp.zeros((3, 4)), jnp.array([0, 3])
+        >>> print(fnn.losses.linear_cross_entropy((x, w), y))  # log(4)
+        [1.3862944 1.3862944]
+        >>> net = fnn.Serial(fnn.Dense(256), fnn.Relu(), fnn.Dense(50_000))
+        >>> objective = fnn.Objective(net, fnn.losses.linear_cross_entropy)
+
+    Source: Hsu et al., Liger Kernel (2024); Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models (2024).
+    """
+
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chunk is not None and (
+            isinstance(self.chunk, bool) or not isinstance(self.chunk, int) or self.chunk < 1
+        ):
+            raise LossError(f"linear_cross_entropy's chunk is a positive integer, or None, got {self.chunk!r}")
+
+    def as_outputs(self, outputs: Any) -> Any:
+        if isinstance(outputs, LazyLogits):
+            return outputs
+        if not isinstance(outputs, tuple):
+            return super().as_outputs(outputs)
+        arrays = [jnp.asarray(array) for array in outputs if array is not None]
+        shapes = [array.shape for array in arrays]
+        fits = len(arrays) in (2, 3) and len(shapes[0]) >= 2 and len(shapes[1]) == 2 and shapes[0][-1] == shapes[1][0]
+        if not fits or shapes[2:] not in ([], [shapes[1][1:]]):
+            raise LossError(
+                f"{self!r} takes (x, w) or (x, w, b) with x (N, ..., D), w (D, K) and b (K,), or logits (N, ..., K), "
+                f"got a tuple of shapes {', '.join(map(str, shapes))}"
+            )
+        if not all(jnp.issubdtype(array.dtype, jnp.floating) for array in arrays):
+            raise LossError(
+                f"{self!r} takes x, w and b of a floating dtype, got {', '.join(str(array.dtype) for array in arrays)}"
+            )
+        return LazyLogits(*arrays)
+
+    def per_example(self, outputs: Any, targets: jax.Array) -> jax.Array:
+        if isinstance(outputs, LazyLogits):
+            return lazy_logits.each(self, outputs, targets)
+        return super().per_example(outputs, targets)
+
+    def weighted_sum(self, outputs: Any, targets: jax.Array, weights: jax.Array) -> jax.Array:
+        """sum_n weights_n v_n of `LazyLogits`, with weights (N,) or (); for its gradient each logit is made once."""
+        self.check(outputs, targets)
+        return lazy_logits.weighted_sum(self, outputs, targets, weights)
+
+    def delta(self, z: jax.Array, targets: jax.Array) -> jax.Array:
+        """dv/dz = softmax(z) sum_k y_k - y (C, K), of a chunk of logits."""
+        y = self.distribution(z, targets)
+        return nn.softmax(z, axis=-1) * jnp.sum(y, axis=-1, keepdims=True) - y
+
+
+@dataclasses.dataclass(frozen=True)
 class Nll(ClassLoss):
     """Negative log-likelihood of classes under log-probabilities: -sum_k y_k l_k.
 
@@ -438,4 +529,5 @@ gaussian_nll = GaussianNll()
 laplace_nll = LaplaceNll()
 bernoulli_nll = BernoulliNll()
 softmax_cross_entropy = SoftmaxCrossEntropy()
+linear_cross_entropy = LinearCrossEntropy()
 nll = Nll()

@@ -12,7 +12,9 @@ from jax.core import Tracer
 
 from funcnn.description import Description
 from funcnn.layer import Key, Layer, Params, describe_params, float_dtype
-from funcnn.losses import Loss
+from funcnn.layers.dense import Dense
+from funcnn.lazy_logits import LazyDense, last_layer, with_lazy_logits
+from funcnn.losses import LinearCrossEntropy, Loss
 from funcnn.penalties import Penalty
 from funcnn.wrappers import WeightNoise
 
@@ -71,13 +73,21 @@ class Objective(Description):
             )
         if not (self.aux is None or callable(self.aux)):
             raise TypeError(f"Objective's aux is a function (outputs, batch) -> pytree, got {self.aux!r}")
+        if isinstance(self.loss, LinearCrossEntropy) and type(last_layer(self.net)[1]) not in (Dense, LazyDense):
+            raise TypeError(
+                f"{self.loss!r} is for a network that ends in a Dense, got {self.net!r}; use softmax_cross_entropy"
+            )
 
     def __call__(self, params: Params, batch: Batch, *, key: Key | None = None, train: bool = False) -> Any:
         x, targets, weight = unpack(batch)
-        outputs = self.net.apply(params, x, key=key, train=train)
-        values = self.loss(outputs, targets)
-        check_losses(self.loss, values, outputs)
-        value = weighted_mean(values, weight)
+        if isinstance(self.loss, LinearCrossEntropy) and self.aux is None:
+            outputs = with_lazy_logits(self.net).apply(params, x, key=key, train=train)
+            value = self.loss.weighted_sum(outputs, targets, mean_weights(outputs, weight))
+        else:
+            outputs = self.net.apply(params, x, key=key, train=train)
+            values = self.loss(outputs, targets)
+            check_losses(self.loss, values, outputs)
+            value = weighted_mean(values, weight)
         if self.penalty is not None:
             penalty = self.penalty(params)
             check_penalty(self.penalty, penalty)
@@ -210,7 +220,7 @@ def _loss_fault(objective: Objective, params: Params, x: jax.Array, y: jax.Array
     try:
         outputs = jax.eval_shape(objective.net.apply, params, x)
         if isinstance(objective.loss, Loss):
-            objective.loss.check(jnp.zeros(outputs.shape, outputs.dtype), y)
+            objective.loss.check(outputs, y)
         check_losses(objective.loss, jax.eval_shape(objective.loss, outputs, y), outputs)
         if objective.penalty is not None:
             jax.eval_shape(objective.penalty, params)

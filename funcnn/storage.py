@@ -3,12 +3,15 @@
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+import re
+import threading
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from funcnn.description import Description, from_json, to_json
 from funcnn.layer import Layer, Params
@@ -38,6 +41,7 @@ def save(path: str | os.PathLike[str], net: Layer, params: Params) -> None:
 
     Raises:
         TypeError: params hold something else than nested dicts and tuples of arrays.
+        StorageError: there is no directory for the file.
 
     Example:
         >>> import pathlib, tempfile, jax, funcnn as fnn
@@ -57,27 +61,47 @@ def save(path: str | os.PathLike[str], net: Layer, params: Params) -> None:
     if not isinstance(net, Layer):
         raise TypeError(f"save takes a file, a network and its parameters, got {net!r} as the network")
     arrays, structure = flatten(params)
-    metadata = {"format": "funcnn 1", "structure": json.dumps(structure), "repr": repr(net)}
+    metadata = {"format": "funcnn 1", "structure": json.dumps(structure), "repr": portable_repr(net)}
     try:
         metadata["net"] = to_json(net)
     except TypeError as error:
         metadata["no net"] = str(error)
-    if spread := [name for name, array in arrays.items() if not getattr(array, "is_fully_addressable", True)]:
-        raise TypeError(
-            f"params {spread[0]!r} is spread over several processes: gather it first, for example by "
-            "jax.jit(lambda params: params, out_shardings=jax.NamedSharding(mesh, jax.P()))(params)"
-        )
-    tensors = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    tensors = {name: np.asarray(gathered(array), order="C") for name, array in arrays.items()}
     for name, array in tensors.items():
         if array.dtype.name not in _DTYPES.values():
             raise TypeError(f"params {name!r} is {array.dtype}, which the format has no name for")
     write_whole(path, safetensors.numpy.save(tensors, metadata))
 
 
+def gathered(params: Params) -> Params:
+    """Parameters that live on several devices as arrays of one, which any program takes; others as they are.
+
+    Raises:
+        TypeError: they are spread over several processes, and no one of them has the whole.
+    """
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer) or len(leaf.sharding.device_set) == 1:
+            return leaf
+        if leaf.is_fully_replicated:
+            return leaf.addressable_data(0)
+        if not leaf.is_fully_addressable:
+            raise TypeError(
+                f"parameters {leaf.dtype}{list(leaf.shape)} are spread over several processes: gather them first, for "
+                "example by jax.jit(lambda params: params, out_shardings=jax.NamedSharding(mesh, jax.P()))(params)"
+            )
+        return jnp.asarray(np.asarray(leaf))
+
+    return jax.tree.map(one, params)
+
+
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file that appears whole or not at all."""
     target = pathlib.Path(path)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    if not target.parent.is_dir() or target.is_dir():
+        why = "it is a directory" if target.is_dir() else f"there is no directory {target.parent}"
+        raise StorageError(f"{target} cannot be written: {why}")
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.unfinished")
     try:
         with unfinished.open("wb") as file:
             file.write(content)
@@ -125,8 +149,9 @@ def load(
         raise StorageError(f"{where}: not a file that funcnn.save wrote: it has no {error}") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise StorageError(f"{where}: damaged: {error}") from error
+    check_dtypes(where, arrays)
     if net is not None:
-        if metadata.get("repr") != repr(net):
+        if metadata.get("repr") != portable_repr(net):
             raise StorageError(f"{where}: holds the parameters of {metadata.get('repr')}, not of {net!r}")
         return net, params
     if "net" not in metadata:
@@ -141,6 +166,13 @@ def load(
     if not isinstance(made, Layer):
         raise StorageError(f"{where}: it describes {made!r}, which is no network")
     return made, params
+
+
+def check_dtypes(where: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+    """Raises where JAX, as it is set, would keep less of an array than was saved."""
+    for name, array in arrays.items():
+        if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+            raise StorageError(f"{where}: {name!r} is {array.dtype}, which JAX has under jax.enable_x64(True) only")
 
 
 def read_metadata(content: bytes) -> dict[str, str]:
@@ -191,7 +223,10 @@ def build(structure: Any, arrays: dict[str, Any]) -> Params:
         if isinstance(node, dict) and list(node) == ["tuple"] and isinstance(node["tuple"], list):
             return tuple(map(walk, node["tuple"]))
         if isinstance(node, dict) and list(node) == ["dict"] and isinstance(node["dict"], list):
-            return {_name(pair): walk(pair[1]) for pair in node["dict"]}
+            inner = {_name(pair): pair[1] for pair in node["dict"]}
+            if len(inner) < len(node["dict"]):
+                raise ValueError(f"a name is there twice among {[_name(pair) for pair in node['dict']]}")
+            return {name: walk(tree) for name, tree in inner.items()}
         raise ValueError(f"the nesting of the parameters is not one: {str(node)[:80]}")
 
     params = walk(structure)
@@ -206,6 +241,11 @@ def flat_names(structure: Any) -> list[str]:
         return [structure]
     inner = structure["tuple"] if "tuple" in structure else [node for _, node in structure["dict"]]
     return [name for node in inner for name in flat_names(node)]
+
+
+def portable_repr(thing: Any) -> str:
+    """The repr without addresses of functions, which are others in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
 
 
 def shapes(tree: Any) -> dict[str, str]:

@@ -49,6 +49,8 @@ BATCHED = {name: LayerProblem(layer, (5,)) for name, layer in ELEMENTWISE.items(
     "dense": LayerProblem(fnn.Dense(4), (3,)),
     "dense-no-bias": LayerProblem(fnn.Dense(4, bias=False), (3,)),
     "dense-bias-start": LayerProblem(fnn.Dense(4, w_init="glorot_uniform", b_init=0.1), (3,)),
+    "feedback": LayerProblem(fnn.FeedbackDense(4), (3,)),
+    "feedback-direct": LayerProblem(fnn.FeedbackDense(4, bias=False, outputs=2), (3,)),
     "maxout": LayerProblem(fnn.Maxout(4, pieces=3), (5,)),
     "maxout-many-pieces": LayerProblem(fnn.Maxout(3, pieces=19), (4,)),
     "maxout-one-piece": LayerProblem(fnn.Maxout(3, pieces=1), (4,)),
@@ -65,6 +67,7 @@ BATCHED = {name: LayerProblem(layer, (5,)) for name, layer in ELEMENTWISE.items(
     "residual-projection": LayerProblem(fnn.Residual(fnn.Dense(3), shortcut=fnn.Dense(3, bias=False)), (4,)),
     "parallel-concat": LayerProblem(fnn.Parallel(fnn.Dense(3), fnn.Identity(), fnn.Dense(1)), (4,)),
     "parallel-add": LayerProblem(fnn.Parallel(fnn.Dense(4), fnn.Prelu(), join="add"), (4,)),
+    "repeat": LayerProblem(fnn.Repeat(fnn.Serial(fnn.Dense(4), fnn.Tanh(), fnn.Dropout(0.3)), 3), (4,)),
     "weight_noise": LayerProblem(fnn.WeightNoise(fnn.Serial(fnn.Dense(3), fnn.Tanh()), 0.2), (4,)),
     "graph-diamond": LayerProblem(
         fnn.Graph(
@@ -127,6 +130,7 @@ LOSSES = {
     "softmax_cross_entropy-soft": LossProblem(losses.softmax_cross_entropy, (4,), "soft"),
     "softmax_cross_entropy-smoothed": LossProblem(losses.softmax_cross_entropy(label_smoothing=0.1), (4,), "label"),
     "softmax_cross_entropy-sequence": LossProblem(losses.softmax_cross_entropy, (3, 4), "label"),
+    "linear_cross_entropy": LossProblem(losses.linear_cross_entropy, (4,), "label"),
     "nll": LossProblem(losses.nll, (4,), "label"),
     "nll-soft": LossProblem(losses.nll, (4,), "soft"),
 }
@@ -215,7 +219,7 @@ NETWORKS = {
         "sign",
     ),
     "rbf-network": NetworkProblem(
-        fnn.Objective(fnn.Serial(fnn.Rbf(8, epsilon=0.4), fnn.Dense(2)), losses.gaussian_nll(variance=2.5)),
+        fnn.Objective(fnn.Serial(fnn.Rbf(8, epsilon=0.4), fnn.FeedbackDense(2)), losses.gaussian_nll(variance=2.5)),
         (3,),
         "real",
     ),
@@ -236,7 +240,7 @@ NETWORKS = {
                 fnn.Parallel(fnn.Dense(2), fnn.Softplus()),
                 fnn.Dense(3),
             ),
-            losses.softmax_cross_entropy,
+            losses.linear_cross_entropy(chunk=3),
         ),
         (4,),
         "label",

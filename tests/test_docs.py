@@ -13,6 +13,7 @@ import pytest
 
 import funcnn
 from funcnn import backprop, data, gradcheck, losses, penalties, train
+from funcnn.backprop import learning, quantities, saving
 from funcnn.data import augment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -93,7 +94,7 @@ def test_noise_is_compared_by_its_size(got: str, passes: bool) -> None:
 
 def public_names() -> Iterator[str]:
     """The names that a reader may use: those that a public module has of its own or hands on from its folder."""
-    for module in (funcnn, losses, penalties, backprop, gradcheck, data, augment, train):
+    for module in (funcnn, losses, penalties, backprop, learning, quantities, saving, gradcheck, data, augment, train):
         for name, value in vars(module).items():
             if name.startswith("_") or isinstance(value, types.ModuleType):
                 continue
@@ -106,5 +107,10 @@ def public_names() -> Iterator[str]:
 def test_every_public_name_is_on_one_api_page() -> None:
     listed = [name for page in (ROOT / "docs" / "api").glob("*.md") for name in API_NAME.findall(page.read_text())]
     assert not [name for name, count in Counter(listed).items() if count > 1]
-    modules = {"funcnn.losses", "funcnn.data.augment"}  # described as a whole, above their names
+    modules = {
+        "funcnn.losses",
+        "funcnn.backprop.saving",
+        "funcnn.data.augment",
+        "funcnn.backprop.learning",
+    }  # described as a whole, above their names
     assert set(listed) - modules == set(public_names())

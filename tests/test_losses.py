@@ -56,6 +56,7 @@ SAME = {
     "squared_error-image": "squared_error",
     "softmax_cross_entropy-soft": "softmax_cross_entropy",
     "softmax_cross_entropy-sequence": "softmax_cross_entropy",
+    "linear_cross_entropy": "softmax_cross_entropy",  # of logits; of their factors, in test_factors.py
     "nll-soft": "nll",
 }
 

@@ -95,6 +95,28 @@ def test_saving_over_a_file_keeps_the_old_one_until_the_new_is_whole(
         fnn.save(path, NET, jax.tree.map(jnp.zeros_like, params))
     assert_equal(fnn.load(path)[1], params)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    monkeypatch.undo()
+    inode = path.stat().st_ino
+    fnn.save(path, NET, params)
+    assert path.stat().st_ino != inode, "another file in its place, and not the old one written over"
+
+
+def test_what_jax_would_narrow_is_not_loaded(tmp_path: pathlib.Path):
+    net = fnn.Dense(2)
+    with jax.enable_x64(True):
+        fnn.save(tmp_path / "net", net, net.init(jax.random.key(0), (3,)))
+        assert fnn.load(tmp_path / "net")[1]["w"].dtype == jnp.float64
+    with pytest.raises(fnn.StorageError, match=r"'.*' is float64, which JAX has under jax.enable_x64"):
+        fnn.load(tmp_path / "net")
+
+
+def test_a_file_without_a_place_is_named(tmp_path: pathlib.Path):
+    net = fnn.Dense(2)
+    params = net.init(jax.random.key(0), (3,))
+    with pytest.raises(fnn.StorageError, match=r"cannot be written: there is no directory .*nowhere"):
+        fnn.save(tmp_path / "nowhere" / "net", net, params)
+    with pytest.raises(fnn.StorageError, match="cannot be written: it is a directory"):
+        fnn.save(tmp_path, net, params)
 
 
 def with_metadata(path: pathlib.Path, **changes: str | None) -> None:

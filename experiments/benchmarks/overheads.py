@@ -1,10 +1,11 @@
-"""What stands around the steps costs little: importing funcnn, telling of progress, writing a log.
+"""What stands around the steps costs little: importing funcnn, telling of progress, writing a log, a random order.
 
 The marks: `import funcnn` adds at most 0.15 s to `import jax, optax`; progress takes at most 1 % of the time.
 """
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import subprocess
@@ -22,6 +23,7 @@ from rich.table import Table
 import funcnn as fnn
 from experiments.benchmarks.blocks import Blocks, options
 from experiments.common import measure, networks, record
+from funcnn.train.shuffle import permutation
 
 IMPORT_MARK, PROGRESS_MARK = 0.15, 0.01
 IMPORTS = (
@@ -29,11 +31,12 @@ IMPORTS = (
     "print(b - a, time.perf_counter() - b)"
 )
 KINDS = ("silence", "bar", "lines", "bar and log")
+ORDERED = (1_344, 60_000)  # examples: of the digits' and of MNIST's size
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Blocks):
-    """Measures the time that imports, progress and logs take."""
+    """Measures the time that imports, progress, logs and random orders take."""
 
     rounds: int = 15
     """Processes that import; trainings of each kind, which take turns."""
@@ -51,12 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         imports = import_seconds(config.rounds)
     with console.status("progress"):
         training = training_seconds(config)
+    with console.status("orders"):
+        orders = {n: order_seconds(n, config) for n in ORDERED}
     found = {
         "import": {name: measure.quartiles(values) for name, values in imports.items()},
         "progress": {
             kind: measure.quartiles(training[kind] / training["silence"] - 1) for kind in KINDS if kind != "silence"
         },
         "training_s": {kind: measure.quartiles(values) for kind, values in training.items()},
+        "order": {
+            str(n): {
+                **{f"{name}_s": measure.quartiles(values) for name, values in seconds.items()},
+                "ratio": measure.quartiles(seconds["jax"] / seconds["funcnn"]),
+            }
+            for n, seconds in orders.items()
+        },
     }
     console.print(as_table(found))
     path = config.out / "overheads.json"
@@ -121,6 +133,15 @@ def _terminal() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def order_seconds(n: int, config: Config) -> dict[str, np.ndarray]:
+    """Seconds of a compiled random order of n examples: by `jax.random.permutation`, and by the loop's own."""
+    key = jax.random.key(0)
+    orders = {"jax": jax.random.permutation, "funcnn": permutation}
+    programs = {name: jax.jit(order, static_argnums=1) for name, order in orders.items()}
+    runs = {name: functools.partial(program, key, n) for name, program in programs.items()}
+    return measure.interleave(runs, config.rounds, config.block_s / 20)
+
+
 def as_table(found: dict[str, Any]) -> Table:
     """Medians and quartiles beside the marks."""
     table = Table(title="What stands around the steps", title_justify="left")
@@ -134,6 +155,10 @@ def as_table(found: dict[str, Any]) -> Table:
     for kind, value in found["progress"].items():
         quartiles = f"{100 * value['low']:.2f} to {100 * value['high']:.2f} %"
         table.add_row(f"progress: {kind}", f"{100 * value['median']:.2f} %", quartiles, f"{100 * PROGRESS_MARK:.0f} %")
+    for n, value in found["order"].items():
+        ratio = value["ratio"]
+        what = f"order of {int(n):,} examples: time of jax.random.permutation, as a multiple of funcnn's"
+        table.add_row(what, f"{ratio['median']:.1f}", f"{ratio['low']:.1f} to {ratio['high']:.1f}", "")
     return table
 
 

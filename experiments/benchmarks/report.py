@@ -125,7 +125,7 @@ def draw(path: pathlib.Path, results: list[dict[str, Any]]) -> None:
                 spread = [[middle - ratio["low"]], [ratio["high"] - middle]]
                 axes.barh(place, middle, 0.75, color=color, xerr=spread, ecolor="#444444")
                 text = f" {_per_second(row['steps_per_s']['median'])}/s"
-                around = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}
+                around = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
                 axes.text(ratio["high"], place, text, va="center", fontsize=8, bbox=around)
             kind = "regression" if result["regression"] else "classification"
             axes.set_title(f"{result['network']}, batch {result['batch']}, {kind}")

@@ -186,7 +186,10 @@ def products(network: Network, params: Params) -> Callable[..., Any]:
 def as_table(result: dict[str, Any]) -> Table:
     """A line for each program."""
     rate = result["product_gflops"]["median"]
-    table = Table(title=f"{result['network']}, batch {result['batch']}; one large product: {rate:.0f} Gflop/s")
+    table = Table(
+        title=f"{result['network']}, batch {result['batch']}; one large product: {rate:.0f} Gflop/s",
+        title_justify="left",
+    )
     for name in ("program", "us a step", "share of the product's rate", "time / whole step"):
         table.add_column(name)
     for name in itertools.chain(PARTS, TRIED):

@@ -33,25 +33,31 @@ def compiled(jitted: Any, *args: Any) -> Program:
     return Program(program, traced - began, ended - traced, memory.temp_size_in_bytes, cost.get("flops", float("nan")))
 
 
-def interleave(runs: Mapping[str, Callable[[], Any]], rounds: int, block_s: float) -> dict[str, np.ndarray]:
+def interleave(
+    runs: Mapping[str, Callable[[], Any]], rounds: int, block_s: float, *, alike: bool = True
+) -> dict[str, np.ndarray]:
     """Seconds per call of each run, one number a round.
 
     Each round has a block of calls for every run, as many calls as take about `block_s`; the order of the blocks is
-    reversed from one round to the next. Whatever else the machine does thus strikes all runs alike.
+    reversed from one round to the next. Whatever else the machine does thus strikes all runs alike. All blocks have as
+    many calls; where runs take very different times, `alike=False` gives each as many as last `block_s`.
     """
     for run in runs.values():  # warms up
         jax.block_until_ready(run())
-    began = time.perf_counter()
-    for run in runs.values():
+    once = {}
+    for name, run in runs.items():
+        began = time.perf_counter()
         jax.block_until_ready(run())
-    calls = max(1, round(block_s * len(runs) / (time.perf_counter() - began)))
+        once[name] = time.perf_counter() - began
+    mean = sum(once.values()) / len(once)
+    calls = {name: max(1, round(block_s / (mean if alike else once[name]))) for name in runs}
     seconds = {name: np.empty(rounds) for name in runs}
     for i in range(rounds):
         for name in list(runs)[:: 1 if i % 2 else -1]:
             began = time.perf_counter()
-            for _ in range(calls):
+            for _ in range(calls[name]):
                 jax.block_until_ready(runs[name]())
-            seconds[name][i] = (time.perf_counter() - began) / calls
+            seconds[name][i] = (time.perf_counter() - began) / calls[name]
     return seconds
 
 

@@ -1,11 +1,30 @@
 """The hand-written backward pass, as a value that can be opened, checked and replaced."""
 
+from funcnn.backprop import learning as learning
+from funcnn.backprop import quantities as quantities
+from funcnn.backprop import saving as saving
 from funcnn.backprop.bridge import with_rules as with_rules
+from funcnn.backprop.diagnosis import Diagnosis as Diagnosis
+from funcnn.backprop.diagnosis import LayerDiagnosis as LayerDiagnosis
+from funcnn.backprop.diagnosis import diagnose as diagnose
 from funcnn.backprop.engine import LayerRecord as LayerRecord
 from funcnn.backprop.engine import record as record
 from funcnn.backprop.engine import value_and_grad as value_and_grad
 from funcnn.backprop.engine import vjp as vjp
+from funcnn.backprop.hessian import hessian_diagonal as hessian_diagonal
+from funcnn.backprop.kfra import kfra_factors as kfra_factors
+from funcnn.backprop.nonfinite import NonFinite as NonFinite
+from funcnn.backprop.nonfinite import find_nonfinite as find_nonfinite
+from funcnn.backprop.outer import Outer as Outer
+from funcnn.backprop.per_example import Rows as Rows
+from funcnn.backprop.per_example import rows as rows
+from funcnn.backprop.products import gauss_newton_product as gauss_newton_product
+from funcnn.backprop.products import hessian_product as hessian_product
+from funcnn.backprop.residuals import Residual as Residual
+from funcnn.backprop.residuals import Residuals as Residuals
+from funcnn.backprop.residuals import residuals as residuals
 from funcnn.backprop.rule import Context as Context
+from funcnn.backprop.rule import LossRule as LossRule
 from funcnn.backprop.rule import Rule as Rule
 from funcnn.backprop.rule import RuleError as RuleError
 from funcnn.backprop.rule import Rules as Rules

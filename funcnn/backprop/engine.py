@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,21 @@ from funcnn.backprop.rule import (
     AUTODIFF_LOSS,
     AUTODIFF_PENALTY,
     Context,
+    LossRule,
     Rule,
     RuleError,
     Rules,
     as_rules,
+    is_leaf,
 )
 from funcnn.backprop.rules import RULES
+from funcnn.backprop.rules.lazy_logits import LAZY_DENSE
 from funcnn.compose import Combinator, Part
 from funcnn.layer import Key, Layer, Params
+from funcnn.layers import Dense
+from funcnn.lazy_logits import LazyDense, LazyLogits, last_layer, with_lazy_logits
 from funcnn.objective import Batch, Objective, check_losses, check_penalty, mean_weights, unpack, weighted_mean
+from funcnn.repeat import Repeat
 
 
 @jax.tree_util.register_dataclass
@@ -119,7 +125,7 @@ def vjp(
         raise TypeError(f"vjp takes a layer, got {net!r}; for an objective use value_and_grad")
     x, rules = jnp.asarray(x), as_rules(rules)
     ctx = Context(rules, key=key, train=train, extras=extras or {})
-    _check_paths(ctx, Part(None, None, net, params))
+    check_paths(ctx, Part(None, None, net, params))
     y, residuals = ctx.fwd(Part(None, None, net, params), x)
     like = jax.ShapeDtypeStruct(y.shape, y.dtype)
     need_dx = jnp.issubdtype(x.dtype, jnp.floating)
@@ -162,7 +168,7 @@ def value_and_grad(
 
     Source: Goodfellow, Bengio and Courville, Deep Learning (2016), algorithms 6.3 and 6.4.
     """
-    _check_objective(objective)
+    check_objective(objective)
     if has_aux != (objective.aux is not None):
         raise TypeError(
             f"has_aux={has_aux}, but the objective "
@@ -171,8 +177,9 @@ def value_and_grad(
 
     def function(params: Params, batch: Batch, *, key: Key | None = None, train: bool = False) -> Any:
         root = Context(as_rules(rules), key=key, train=train, need_dx=False, extras=extras or {})
-        value, grads, _, outputs = _run(objective, params, batch, root)
-        return ((value, objective.aux(outputs, batch)) if objective.aux is not None else value), grads
+        done = run(*without_logits(objective, params, batch, root))
+        aux = None if objective.aux is None else objective.aux(done.outputs, batch)
+        return (done.value if objective.aux is None else (done.value, aux)), done.grads
 
     return function
 
@@ -202,7 +209,7 @@ def record(
         >>> {path: entry.dy.shape for path, entry in record.items()}
         {'0': (5, 4), '1': (5, 4), '2': (5, 2)}
     """
-    _check_objective(objective)
+    check_objective(objective)
 
     def function(
         params: Params, batch: Batch, *, key: Key | None = None, train: bool = False
@@ -210,12 +217,12 @@ def record(
         seen: dict[str, dict[str, Any]] = {}
 
         def observe(ctx: Context, part: Part, rule: Rule, **values: Any) -> None:
-            if not isinstance(part.layer, Combinator) or rule is AUTODIFF:
+            if is_leaf(part, rule):
                 entry = seen.setdefault("/".join(ctx.path), {"layer": part.layer, "autodiff": rule is AUTODIFF})
-                entry |= values
+                entry |= {name: value for name, value in values.items() if name != "kept"}
 
         root = Context(as_rules(rules), key=key, train=train, need_dx=True, extras=extras or {}, observe=observe)
-        _run(objective, params, batch, root)
+        run(objective, params, batch, root)
         entries = (
             (path, LayerRecord(**({"dy": None, "dx": None, "grads": ()} | entry))) for path, entry in seen.items()
         )
@@ -236,27 +243,49 @@ def gradients(
 ) -> tuple[Params, Any]:
     """The objective's gradients for params and x as the rules give them, unchecked: what `gradcheck` looks at."""
     root = Context(as_rules(rules), key=key, train=train, need_dx=True, extras=extras, check=False)
-    _, grads, dx, _ = _run(objective, params, batch, root)
-    return grads, dx
+    done = run(*without_logits(objective, params, batch, root))
+    return done.grads, done.dx
 
 
-def _run(objective: Objective, params: Params, batch: Batch, root: Context) -> tuple[jax.Array, Params, Any, jax.Array]:
-    """(value, grads, dx, outputs): the objective forward, then backward."""
+class Run(NamedTuple):
+    """An objective forward, then backward."""
+
+    value: jax.Array
+    grads: Params
+    mean: Params  # the gradient without the penalty's
+    dx: Any
+    outputs: jax.Array
+    root: Context  # of the network's backward pass
+    net: Part
+    residuals: Any
+    shares: jax.Array  # what each example counts in the mean (N,)
+    penalty_residuals: Any  # None without a penalty
+
+
+def run(objective: Objective, params: Params, batch: Batch, root: Context) -> Run:
+    """Forward, then backward, by the rules of `root`."""
     x, targets, weight = unpack(batch)
     net = Part(None, None, objective.net, params)
-    _check_paths(root, net)
+    check_paths(root, net)
     root = dataclasses.replace(root, need_dx=root.need_dx and jnp.issubdtype(x.dtype, jnp.floating))
     outputs, residuals = root.fwd(net, x)
-    loss_rule = root.rules.find(objective.loss) or AUTODIFF_LOSS
-    values, loss_residuals = loss_rule.fwd(objective.loss, targets, outputs, root)
-    check_losses(objective.loss, values, outputs)
-    value = weighted_mean(values, weight)
+    loss_rule: Any = root.rules.find(objective.loss) or AUTODIFF_LOSS
 
     # C = sum_n m_n v_n, so that dC/dv_n = m_n: this is the one place where 1/N enters.
-    dvalues = jnp.broadcast_to(mean_weights(values, weight), values.shape)
-    _, delta = loss_rule.bwd(objective.loss, targets, loss_residuals, dvalues, root)
-    grads, dx = dataclasses.replace(root, delta=delta).bwd(net, residuals, delta, root.need_dx)
+    if isinstance(outputs, LazyLogits):
+        shares = jnp.broadcast_to(mean_weights(outputs, weight), outputs.shape[:1])
+        values, delta = loss_rule.at_once(objective.loss, targets, outputs, shares)
+        root = dataclasses.replace(root, delta=_NoDelta(objective.loss))
+    else:
+        values, loss_residuals = loss_rule.fwd(objective.loss, targets, outputs, root)
+        check_losses(objective.loss, values, outputs)
+        shares = jnp.broadcast_to(mean_weights(values, weight), values.shape)
+        _, delta = loss_rule.bwd(objective.loss, targets, loss_residuals, shares, root)
+        root = dataclasses.replace(root, delta=delta)
+    value = weighted_mean(values, weight)
+    grads, dx = root.bwd(net, residuals, delta, root.need_dx)
 
+    mean, penalty_residuals = grads, None
     if objective.penalty is not None:
         rule = root.rules.find(objective.penalty) or AUTODIFF_PENALTY
         penalty, penalty_residuals = rule.fwd(objective.penalty, (), params, root)
@@ -264,12 +293,41 @@ def _run(objective: Objective, params: Params, batch: Batch, root: Context) -> t
         value = value + jnp.asarray(penalty, value.dtype)
         _, dpenalty = rule.bwd(objective.penalty, (), penalty_residuals, jnp.ones_like(penalty), root)
         grads = jax.tree.map(jnp.add, grads, dpenalty)
-    return value, grads, dx, outputs
+    return Run(value, grads, mean, dx, outputs, root, net, residuals, shares, penalty_residuals)
 
 
-def _check_paths(ctx: Context, net: Part) -> None:
+def without_logits(
+    objective: Objective, params: Params, batch: Batch, root: Context
+) -> tuple[Objective, Params, Batch, Context]:
+    """The arguments of `run`, such that the network leaves its last product to a loss that does it, if nobody looks.
+
+    Those who look are `aux`, and a rule other than funcnn's own for the last layer or for the loss.
+    """
+    loss_rule = root.rules.find(objective.loss)
+    if objective.aux is None and isinstance(loss_rule, LossRule) and loss_rule.at_once is not None:
+        path, last = last_layer(objective.net)
+        if root.rules.find(last, "/".join(path)) is RULES[Dense]:
+            objective = objective.replace(net=with_lazy_logits(objective.net))
+            root = dataclasses.replace(root, rules=root.rules | {LazyDense: LAZY_DENSE})
+    return objective, params, batch, root
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoDelta:
+    """In the place of the delta at the outputs, where a loss does not keep it."""
+
+    loss: Any
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuleError(
+            f"a rule asks for the delta at the network's outputs, which {self.loss!r} does not keep; "
+            "use softmax_cross_entropy"
+        )
+
+
+def check_paths(ctx: Context, net: Part) -> None:
     """Raises where a rule or an extra is for a path that the network does not have."""
-    asked = {key for key in ctx.rules if isinstance(key, str)} | set(ctx.extras)
+    asked = {key for key in (*ctx.rules, *ctx.rules.saved) if isinstance(key, str)} | set(ctx.extras)
     if not asked:
         return
 
@@ -279,13 +337,16 @@ def _check_paths(ctx: Context, net: Part) -> None:
         if isinstance(part.layer, Combinator):
             for inner in part.layer.parts(part.params):
                 yield from walk(inner, path)
+        elif isinstance(part.layer, Repeat):
+            yield from walk(part.layer.part(jax.tree.map(lambda leaf: leaf[0], part.params)), path)
 
     known = list(dict.fromkeys(walk(net, ())))
     if unknown := sorted(asked - set(known)):
         raise RuleError(f"rules or extras are given for {unknown}; the network's paths are {known}")
 
 
-def _check_objective(objective: Any) -> None:
+def check_objective(objective: Any) -> None:
+    """Raises unless it is an `Objective`."""
     if not isinstance(objective, Objective):
         raise TypeError(
             f"the rules run an fnn.Objective(net, loss), whose layers they can see, got {objective!r}; "

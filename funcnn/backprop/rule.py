@@ -3,6 +3,7 @@ from layers to rules that is the whole backward pass as a value; `Context`, what
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from funcnn.backprop import autodiff
-from funcnn.compose import Part
+from funcnn.compose import Combinator, Part
 from funcnn.layer import Key, Layer, Params, at, describe_params, fold
 
 
@@ -31,6 +32,21 @@ class Rule:
     `residuals` is a pytree of arrays: what `bwd` needs of the forward pass, and no parameters, which it gets anyway.
     dparams has the structure, shapes and dtypes of params, dx those of x; dx may be None where not `ctx.need_dx`.
 
+    Three more functions are optional::
+
+        rows:    (layer, params, residuals, dy, ctx) -> tree of Outer
+                 dparams before it is summed over the examples, an `Outer` in the place of each array, each number of
+                 whose delta depends on one number of dy; without it bwd is run for each example alone
+        tangent: (layer, params, residuals, vparams, vx, ctx) -> vy
+                 vy = (dy/dparams) vparams + (dy/dx) vx, the transpose of bwd; None stands for a direction of zeros
+        second:  (layer, params, residuals, dy, vparams, vx, ctx) -> (dparams', dx')
+                 the derivative of bwd's result along (vparams, vx) with dy held fixed; None stands for a direction of
+                 zeros, and may be given for a result of zeros
+
+    Products with curvature matrices need the last two. `elementwise` says that each number of y depends on one number
+    of x alone, the one at its place, so that the Jacobian for x is diagonal; `affine` that dy/dx is the same for all
+    examples and that the deltas of `rows` are dy itself.
+
     A loss has a rule of the same form, with (loss, targets, outputs) in the place of (layer, params, x) and None for
     the gradient of the targets; a penalty too, with (penalty, (), params).
 
@@ -46,6 +62,33 @@ class Rule:
 
     fwd: Callable[..., tuple[Any, Any]]
     bwd: Callable[..., tuple[Any, Any]]
+    rows: Callable[..., Any] | None = None
+    tangent: Callable[..., jax.Array] | None = None
+    second: Callable[..., tuple[Any, Any]] | None = None
+    elementwise: bool = False
+    affine: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LossRule(Rule):
+    """The rule of a loss, and what curvature needs of it. With f the outputs (N, ...) and H_n = d^2 loss_n / df_n^2::
+
+        hessian: (loss, targets, f, u) -> H_n u_n  (N, ...)
+        root:    (loss, targets, f) -> columns s_c (C, N, ...) with sum_c s_c s_c^T = H_n; None where H_n is not
+                 positive semi-definite
+        score:   (loss, targets, f, key) -> -d log p(t_n | f_n) / df_n  (N, ...)
+
+    t_n is drawn from the distribution p(. | f_n) of which the loss is the negative log-likelihood.
+
+    A loss that makes the logits itself has fwd and bwd in one for them; see `lazy_logits.py`::
+
+        at_once: (loss, targets, lazy logits, dv) -> (v (N,), their gradient)
+    """
+
+    hessian: Callable[..., jax.Array] | None = None
+    root: Callable[..., jax.Array | None] | None = None
+    score: Callable[..., jax.Array] | None = None
+    at_once: Callable[..., tuple[jax.Array, Any]] | None = None
 
 
 AUTODIFF = Rule(autodiff.layer_fwd, autodiff.bwd)  # these stand in for a missing rule where Rules allow it
@@ -75,16 +118,18 @@ class Rules(Mapping[RuleKey, Rule]):
         >>> rules = fnn.backprop.Rules(rules, missing="autodiff")
     """
 
+    saved: Mapping[RuleKey, Callable[[Rule], Rule]]  # the saving policies, by the same kinds of keys
+
     def __init__(self, rules: Mapping[RuleKey, Rule], *, missing: str = "error"):
         if missing not in ("error", "autodiff"):
             raise RuleError(f"missing is 'error' or 'autodiff', got {missing!r}")
         for key, rule in rules.items():
             if not isinstance(rule, Rule):
                 raise RuleError(f"a rule is a Rule(fwd, bwd), got {rule!r} for {key!r}")
-            if not (isinstance(key, type | str | Layer) or callable(key)):
-                raise RuleError(f"a rule is for a type, a path, a layer or a function, got {key!r}")
+            _check_key("a rule", key)
         self._rules = dict(rules)
         self.missing = missing
+        self.saved = rules.saved if isinstance(rules, Rules) else {}
 
     def __getitem__(self, key: RuleKey) -> Rule:
         return self._rules[key]
@@ -96,13 +141,45 @@ class Rules(Mapping[RuleKey, Rule]):
         return len(self._rules)
 
     def __or__(self, other: Mapping[RuleKey, Rule]) -> "Rules":
-        return Rules({**self._rules, **other}, missing=self.missing)
+        saved = other.saved if isinstance(other, Rules) else {}
+        return Rules({**self._rules, **other}, missing=self.missing).saving({**self.saved, **saved})
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rules) and (self._rules, self.missing) == (other._rules, other.missing)
+        return isinstance(other, Rules) and self._fields() == other._fields()
 
     def __hash__(self) -> int:
-        return hash((frozenset(self._rules.items()), self.missing))
+        return hash((frozenset(self._rules.items()), self.missing, frozenset(self.saved.items())))
+
+    def _fields(self) -> Any:
+        return self._rules, self.missing, self.saved
+
+    def saving(self, policies: Mapping[RuleKey, Callable[[Rule], Rule]]) -> "Rules":
+        """The same rules, with other things kept for the backward pass.
+
+        Args:
+            policies: functions from rule to rule, such as those of `backprop.saving`, by type of layer, path or layer;
+                hashable, as functions are.
+
+        Returns:
+            Rules in which each policy is applied to the rule that is found for its layer.
+
+        Raises:
+            RuleError: a key or a policy is of the wrong kind.
+
+        Example:
+            >>> import funcnn as fnn
+            >>> from funcnn.backprop import RULES, saving
+            >>> rules = RULES.saving({fnn.Relu: saving.one_bit, fnn.Dense: saving.bfloat16})
+        """
+        for key, policy in policies.items():
+            _check_key("a saving policy", key)
+            if not callable(policy) or isinstance(policy, Rule):
+                raise RuleError(
+                    f"a saving policy is a function from rule to rule, such as saving.recompute, got {policy!r}"
+                )
+        new = Rules(self)
+        new.missing, new.saved = self.missing, {**self.saved, **policies}
+        return new
 
     def __repr__(self) -> str:
         names = sorted(key.__name__ if isinstance(key, type) else repr(key) for key in self._rules)
@@ -116,9 +193,10 @@ class Rules(Mapping[RuleKey, Rule]):
             RuleError: there is none; the message names the layer, its path and the ways out.
         """
         keys = [key for key in (path, _hashable(what), type(what)) if key is not None]
+        policy = next((self.saved[key] for key in keys if key in self.saved), None)
         for key in keys:
             if key in self._rules:
-                return self._rules[key]
+                return self._rules[key] if policy is None else _by_policy(policy, self._rules[key])
         if self.missing == "autodiff":
             return None
         name = type(what).__name__
@@ -130,6 +208,17 @@ class Rules(Mapping[RuleKey, Rule]):
             + f"; add one by rules=RULES | {{{name}: Rule(fwd, bwd)}}, "
             "or let autodiff fill in by rules=Rules(RULES, missing='autodiff')"
         )
+
+
+@functools.cache
+def _by_policy(policy: Callable[[Rule], Rule], rule: Rule) -> Rule:
+    """One and the same rule each time, by which others may know it."""
+    return policy(rule)
+
+
+def _check_key(what: str, key: RuleKey) -> None:
+    if not (isinstance(key, type | str | Layer) or callable(key)):
+        raise RuleError(f"{what} is for a type, a path, a layer or a function, got {key!r}")
 
 
 def as_rules(rules: Mapping[RuleKey, Rule]) -> Rules:
@@ -171,6 +260,8 @@ class Context:
         extras: pytrees by path, handed in by the caller: what rules with state of their own need.
         observe: called with each layer's forward and backward values; see `record`.
         check: whether gradients of another structure than the parameters' are an error at once.
+        leaf: called as (ctx, part, rule, residuals, dy) -> (dparams, dx) for each layer that is not made of others, in
+            the place of rule.bwd; what it gives may be of another form, on its way to the network's gradient.
     """
 
     rules: Rules
@@ -182,6 +273,7 @@ class Context:
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     observe: Callable[..., None] | None = None
     check: bool = True
+    leaf: Callable[..., tuple[Any, Any]] | None = None
 
     @property
     def extra(self) -> Any:
@@ -199,29 +291,68 @@ class Context:
         with at(part.name, part.layer):
             y, residuals = rule.fwd(part.layer, part.params, x, ctx)
         if self.observe is not None:
-            self.observe(ctx, part, rule, x=x, y=y)
-        return y, (residuals, Static((x.shape, x.dtype)))
+            self.observe(ctx, part, rule, x=x, y=y, kept=residuals)
+        return y, (residuals, Static(((x.shape, x.dtype), (y.shape, y.dtype))))
 
-    def bwd(self, part: Part, residuals: Any, dy: jax.Array, need_dx: bool) -> tuple[Params, Any]:
+    def bwd(self, part: Part, residuals: Any, dy: Any, need_dx: bool) -> tuple[Params, Any]:
         """Runs the backward rule of a part of this layer: (dparams, dx), dx None where not `need_dx`."""
         if not (need_dx or has_params(part)):
             return part.params, None  # nothing is asked of it; a tree without leaves is its own gradient
         ctx = self._inside(part, need_dx)
         rule = ctx.find(part.layer)
-        kept, like_x = residuals
+        kept, likes = residuals
         with at(part.name, part.layer):
-            dparams, dx = rule.bwd(part.layer, part.params, kept, dy, ctx)
-        if self.check:
+            if self.leaf is not None and is_leaf(part, rule):
+                dparams, dx = self.leaf(ctx, part, rule, kept, dy)
+            else:
+                dparams, dx = rule.bwd(part.layer, part.params, kept, dy, ctx)
+        if self.check and self.leaf is None:
             _check_gradient(part, dparams, "/".join(ctx.path))
-        if need_dx and (self.check or ctx.path):  # unchecked, the whole network's is the caller's to look at
-            _check_input_gradient(part, dx, like_x.value, "/".join(ctx.path))
+        if (
+            need_dx and self.leaf is None and (self.check or ctx.path)
+        ):  # unchecked, the whole network's is the caller's to look at
+            _check_input_gradient(part, dx, likes.value[0], "/".join(ctx.path))
         if self.observe is not None:
             self.observe(ctx, part, rule, dy=dy, dx=dx, grads=dparams)
         return dparams, dx if need_dx else None
 
+    def tangent(self, part: Part, residuals: Any, vparams: Params, vx: Any) -> Any:
+        """How a part's output changes as its parameters and input do: vy; None where neither of them does."""
+        if vx is None and not has_params(part):
+            return None
+        ctx = self._inside(part, need_dx=True)
+        rule = ctx.find(part.layer)
+        kept, _ = residuals
+        if rule.tangent is None:
+            raise RuleError(
+                f"the rule for {part.layer!r} at {'/'.join(ctx.path)!r} has no tangent, which products with curvature "
+                "matrices need; give one by Rule(fwd, bwd, tangent=..., second=...)"
+            )
+        with at(part.name, part.layer):
+            vy = rule.tangent(part.layer, part.params, kept, vparams, vx, ctx)
+        if self.observe is not None:
+            self.observe(ctx, part, rule, vparams=vparams, vx=vx)
+        return vy
+
     def _inside(self, part: Part, need_dx: bool) -> "Context":
         path = self.path if part.name is None else (*self.path, part.name)
         return dataclasses.replace(self, path=path, key=fold(self.key, part.number), need_dx=need_dx)
+
+
+def need_second(rule: Rule, what: Any, path: str | None = None) -> Callable[..., tuple[Any, Any]]:
+    """A rule's second derivative, or the error that says that it has none."""
+    if rule.second is None:
+        where = f" at {path!r}" if path else ""
+        raise RuleError(
+            f"the rule for {what!r}{where} has no second derivative, which products with the Hessian need; give one by "
+            "Rule(fwd, bwd, tangent=..., second=...)"
+        )
+    return rule.second
+
+
+def is_leaf(part: Part, rule: Rule) -> bool:
+    """Whether a part's rule sees no parts inside it: it is not made of layers, or autodiff stands in for the whole."""
+    return not isinstance(part.layer, Combinator) or rule is AUTODIFF
 
 
 def has_params(part: Part) -> bool:

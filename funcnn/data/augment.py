@@ -200,6 +200,8 @@ class _Noise(Description):
 
     def __post_init__(self) -> None:
         _check(self, "std", 0 <= self.std < math.inf, "a standard deviation, finite and not negative")
+        if isinstance(self.std, np.generic):  # it would change the dtype of what it scales
+            object.__setattr__(self, "std", float(self.std))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,9 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        rows = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        rows = np.arange(len(self))[rows]  # whatever NumPy takes: slices, negative numbers, masks
+        if not rows.ndim:
+            return self[rows[None]][0]
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         shard = np.searchsorted(self.ends, rows, side="right")
         for i in np.unique(shard):
@@ -79,13 +81,17 @@ class Shards:
             if have != want and (name == "y" or have):
                 odd = sorted(want ^ have)
                 raise MissingDataError(f"{self.directory}: x and {name} have not the same shards; alone: {odd}")
+        numbers = [path.stem.partition("-")[2] for path in found["x"]]
+        if all(number.isdigit() for number in numbers):
+            there = {int(number) for number in numbers}
+            if missing := sorted(set(range(max(there))) - there):
+                raise MissingDataError(f"{self.directory}: of the shards 0 to {max(there)}, {missing} are missing")
         self.arrays: tuple[Rows, ...] = tuple(Rows(found[name]) for name in NAMES if found[name])
         x, *rest = self.arrays
         for other in rest:
-            for a, b in zip(x.paths, other.paths, strict=True):
-                rows = [len(array.parts[array.paths.index(path)]) for array, path in ((x, a), (other, b))]
-                if rows[0] != rows[1]:
-                    raise DataError(f"{a} has {rows[0]} rows and {b.name} has {rows[1]}")
+            for a, b, parts in zip(x.paths, other.paths, zip(x.parts, other.parts, strict=True), strict=True):
+                if len(parts[0]) != len(parts[1]):
+                    raise DataError(f"{a} has {len(parts[0])} rows and {b.name} has {len(parts[1])}")
 
     def __len__(self) -> int:
         return len(self.arrays[0])

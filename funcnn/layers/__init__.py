@@ -18,6 +18,7 @@ from funcnn.layers.activation import Step as Step
 from funcnn.layers.activation import Swish as Swish
 from funcnn.layers.activation import Tanh as Tanh
 from funcnn.layers.dense import Dense as Dense
+from funcnn.layers.feedback import FeedbackDense as FeedbackDense
 from funcnn.layers.maxout import Maxout as Maxout
 from funcnn.layers.noise import Dropout as Dropout
 from funcnn.layers.noise import GaussianNoise as GaussianNoise

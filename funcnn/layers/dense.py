@@ -1,6 +1,7 @@
 """The dense layer: an affine map."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,20 +65,26 @@ class Dense(Layer):
         return {"w": w, "b": draw(self.b_init, key_b, (self.features,))} if self.bias else {"w": w}
 
     def apply(self, params: Params, x: jax.Array, *, key: Key | None = None, train: bool = False) -> jax.Array:
+        self.check(params, x)
+        z = product(x, params["w"])
+        return z + against(params["b"], z) if self.bias else z
+
+    def check(self, params: Params, x: jax.Array) -> None:
+        """Raises LayerError unless parameters and input fit."""
         shapes = {"w": (-1, self.features), "b": (self.features,)} if self.bias else {"w": (-1, self.features)}
         check_params(self, params, shapes)
         check_last_axis(self, x, params["w"].shape[0])
-        z = product(x, params["w"])
-        return z + against(params["b"], z) if self.bias else z
 
     def out_shape(self, in_shape: Shape) -> Shape:
         last_axis(self, in_shape)
         return (*in_shape[:-1], self.features)
 
 
-def product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x w. Where x's last axis is split over a mesh with explicit axes, it has to be said where the result lives."""
+def product(x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
+    """x w, of this dtype (None: theirs).
+
+    Where x's last axis is split over a mesh with explicit axes, it has to be said where the result lives.
+    """
     spec = jax.typeof(x).sharding.spec
-    if not spec or spec[-1] is None:
-        return x @ w
-    return jnp.matmul(x, w, out_sharding=jax.P(*spec[:-1], *jax.typeof(w).sharding.spec[1:]))
+    where = jax.P(*spec[:-1], *jax.typeof(w).sharding.spec[1:]) if spec and spec[-1] is not None else None
+    return jnp.matmul(x, w, preferred_element_type=dtype, out_sharding=where)

@@ -6,34 +6,45 @@ that a file that was damaged later is found out.
 """
 
 import dataclasses
-import hashlib
+import itertools
 import json
 import math
 import os
 import pathlib
+import shutil
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from funcnn.description import Description, from_json, to_json
 from funcnn.layer import Layer, Params
-from funcnn.storage import build, flat_names, flatten, shapes
+from funcnn.storage import build, check_dtypes, flat_names, flatten, portable_repr, shapes
 from funcnn.train import loop
 from funcnn.train import steps as one_step
+from funcnn.train.checkpoint_file import (
+    Damaged,
+    checksums,
+    from_plain_arrays,
+    name_of,
+    orbax,
+    plain_arrays,
+    read_arrays,
+    read_body,
+    recorder_of,
+    sealed,
+    traces_of,
+)
 from funcnn.train.errors import CheckpointError
 from funcnn.train.history import History, Recorder
-from funcnn.train.shuffle import mix
 
-FORMAT = 1
-
-
-class _Damaged(Exception):
-    """A checkpoint that cannot be trusted."""
+FORMAT = 2
+MOST_FAULTS = 20  # that a message names
+BEST = "valid loss"
+REMOVED = ".removed"  # in the directory: what is about to be deleted, so that a numbered folder is always a whole one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +52,17 @@ class Checkpoints:
     """Where and when a run is saved, and what is kept.
 
     A run that is given a directory with checkpoints of its own goes on from the newest sound one, to the last bit as if
-    it had not been interrupted; `epochs` may have become more.
+    it had not been interrupted. `epochs` may have become more; the validation after what was the last epoch then stays,
+    where `valid_every` would not have asked for it. Compared are network, loss and penalty, the names of metrics and
+    gradient, batch size, order, early stopping, hyper-parameters, `prepare` and `augment`, and the shapes and dtypes of
+    data and state; not the numbers in the data and in the optimizer, and not the parameters of the beginning.
 
     Args:
         directory: where to; it is made where it is not there.
         every_epochs: how many epochs pass from one checkpoint to the next; None: none for this.
         every_steps: how many steps, likewise.
         keep: how many of the last are kept.
-        best: the value by which the best checkpoint is kept beside them, such as "valid loss"; None: none.
+        best: the value by which the best checkpoint is kept beside them, where the run has such a value; None: none.
         maximize: whether more of it is better.
 
     Example:
@@ -61,14 +75,16 @@ class Checkpoints:
     every_epochs: int | None = 1
     every_steps: int | None = None
     keep: int = 3
-    best: str | None = "valid loss"
+    best: str | None = BEST
     maximize: bool = False
 
     def __post_init__(self) -> None:
         for name in ("every_epochs", "every_steps", "keep"):
             value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1) and not (value is None and name != "keep"):
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+            if not whole and not (value is None and name != "keep"):
                 raise ValueError(f"{name} is a positive integer{' or None' if name != 'keep' else ''}, got {value!r}")
+            object.__setattr__(self, name, None if value is None else int(value))
 
 
 class Keeper:
@@ -91,10 +107,13 @@ class Keeper:
                     keep_checkpoints_without_metrics=False,
                 )
             )
+        self._delete_removed()
         self.manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+                preservation_policy=policy.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,
+                todelete_subdir=REMOVED,
             ),
         )
         self.newest = self.manager.latest_step()
@@ -102,15 +121,25 @@ class Keeper:
     @classmethod
     def open(cls, checkpoints: Checkpoints, plan: loop.Plan, feed: Any, run: loop.Run) -> "Keeper":
         """The keeper of a run that has not begun."""
+        names = loop.row_names(plan, feed.valid is not None)
+        if checkpoints.best not in (None, BEST, *names):  # the default needs no validation to be there
+            raise ValueError(f"the best checkpoint is chosen by one of {names}, got best={checkpoints.best!r}")
+        _check_directory(checkpoints)
         objective = one_step.made(plan.recipe.objective, feed.hyper)
         identity = {
             "network": description(objective.net),
             "loss": description(objective.loss),
             "penalty": None if objective.penalty is None else description(objective.penalty),
+            "gradient": plan.recipe.gradient if isinstance(plan.recipe.gradient, str) else "a function",
+            "prepare": None if plan.recipe.prepare is None else description(plan.recipe.prepare),
+            "augment": [description(function) for function in plan.recipe.augment],
             "batch_size": plan.batch_size * jax.process_count(),
             "shuffle": plan.shuffle,
             "examples": None if feed.n is None else feed.n * jax.process_count(),
+            "data": feed.kinds,
+            "validation": None if feed.valid is None else f"every {plan.valid_every} epochs",
             "metrics": [name for name, _ in plan.recipe.metrics],
+            "watch": plan.watch and f"every {plan.watch.every} steps, {portable_repr(plan.watch.function)}",
             "early stopping": [plan.monitor, plan.maximize, plan.patience, plan.min_delta],
             "hyper": {name: float(value) for name, value in feed.hyper.items()},
             "key": np.asarray(jax.random.key_data(run.state.key)).tolist(),
@@ -135,8 +164,7 @@ class Keeper:
         if self.newest is not None and step <= self.newest:
             return
         arrays = plain_arrays(run)
-        # On the host, where their number may change without a compilation; one more, since Orbax saves no empty array.
-        losses = np.concatenate([np.zeros(1), recorder.losses])
+        traces, said = traces_of(recorder)  # on the host, where their number may change without a compilation
         body = {
             "format": FORMAT,
             "identity": self.identity,
@@ -145,8 +173,7 @@ class Keeper:
             "best_epoch": recorder.best_epoch,
             "stopped": recorder.stopped,
             "seconds": recorder.seconds,
-            "losses": len(losses),
-            "losses sha256": hashlib.sha256(losses.tobytes()).hexdigest(),
+            "traces": said,
             "compile_seconds": recorder.compile_seconds,
             "checksums": {name: np.asarray(value).tolist() for name, value in checksums(arrays).items()},
             "shapes": {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()},
@@ -155,14 +182,14 @@ class Keeper:
             "maximize": self.checkpoints.maximize,
         }
         value = body["value"]
-        # Read back at once: it is written while the run goes on and `recorder` with it.
-        sealed = {"body": json.loads(json.dumps(body)), "sha256": digest(body)}
         args = self.ocp.args
+        self.manager.wait_until_finished()
+        self._delete_removed()
         self.manager.save(
             step,
             args=args.Composite(
-                arrays=args.StandardSave(arrays | {"losses": losses}),
-                meta=args.JsonSave(sealed),
+                arrays=args.StandardSave(arrays | traces),
+                meta=args.JsonSave(sealed(body)),  # a copy: it is written while the run goes on, and `recorder` with it
             ),
             metrics=None if value is None else {"value": value},
         )
@@ -189,15 +216,15 @@ class Keeper:
                     name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
                     for name, leaf in plain_arrays(like).items()
                 }
-                arrays, losses = read_arrays(self.manager, step, body, wanted)
-            except _Damaged as error:
+                arrays, traces = read_arrays(self.manager, step, body, wanted)
+            except Damaged as error:
                 warnings.warn(
                     f"the checkpoint of step {step} in {self.directory} is damaged and left out: {error}", stacklevel=2
                 )
                 self._set_aside(step)
                 continue
             self.newest = step
-            return from_plain_arrays(like, list(arrays.values())), recorder_of(body, losses), tuple(body["position"])
+            return from_plain_arrays(like, arrays), recorder_of(body, traces), tuple(body["position"])
         if steps or any(self.directory.glob("damaged-*")):
             raise CheckpointError(
                 f"none of the checkpoints in {self.directory} can be used: all are damaged; "
@@ -209,11 +236,11 @@ class Keeper:
         """Waits for what is being written."""
         self.manager.wait_until_finished()
         self.manager.close()
+        self._delete_removed()
 
     def _check(self, step: int, body: dict[str, Any]) -> None:
         """Raises unless the checkpoint is of this run; every difference is named."""
-        if body["format"] != FORMAT:
-            raise CheckpointError(f"{self.directory}: checkpoints of format {body['format']}, where {FORMAT} is known")
+        _check_format(self.directory, body)
         there, here = body["identity"], json.loads(json.dumps(self.identity))
         names = [name for name in here if name != "arrays"]
         faults = [f"{n} is {there.get(n)} there and {here[n]} here" for n in names if there.get(n) != here[n]]
@@ -222,14 +249,25 @@ class Keeper:
         faults += [f"run{p} ({new[p]}) is not there" for p in new if p not in old]
         faults += [f"run{p} ({old[p]}) is there and not here" for p in old if p not in new]
         if faults:
+            more = [f"and {len(faults) - MOST_FAULTS} differences more"] if len(faults) > MOST_FAULTS else []
             raise CheckpointError(
-                f"the checkpoint of step {step} in {self.directory} is of another run:\n  " + "\n  ".join(faults)
+                f"the checkpoint of step {step} in {self.directory} is of another run; begin in another directory, "
+                "or make them the same:\n  " + "\n  ".join(faults[:MOST_FAULTS] + more)
             )
+
+    def _delete_removed(self) -> None:
+        """Deletes what Orbax moved away: a process that is killed while it deletes leaves half of one."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory / REMOVED, ignore_errors=True)
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
-            place = next(path for path in self.directory.iterdir() if path.name == str(step))
-            place.rename(self.directory / f"damaged-{step}")
+            unused = self.directory / f"damaged-{step}"
+            for i in itertools.count(2):
+                if not unused.exists():
+                    break
+                unused = self.directory / f"damaged-{step}-{i}"
+            (self.directory / str(step)).rename(unused)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"funcnn: the checkpoint of step {step} is set aside")
         self.manager.reload()
@@ -272,77 +310,85 @@ def load_checkpoint(
     where = pathlib.Path(directory).expanduser().resolve()
     if not where.is_dir():
         raise CheckpointError(f"{where}: no such directory")
-    manager = ocp.CheckpointManager(where, options=ocp.CheckpointManagerOptions(read_only=True))
+    if (where / "meta").is_dir():
+        raise CheckpointError(f"{where} is one checkpoint: give the directory of the run, {where.parent}, and which")
+    options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
+    manager = ocp.CheckpointManager(where, options=options)
     try:
-        bodies = {step: read_body(manager, step) for step in manager.all_steps()}
-        step = _chosen(which, bodies, where)
-        body = bodies[step]
-        if body["params"] is None:
-            raise CheckpointError(f"{where}: its parameters are not nested dicts and tuples of arrays")
-        wanted = {name: np.zeros(shape, dtype) for name, (dtype, shape) in body["shapes"].items()}
-        arrays, losses = read_arrays(manager, step, body, wanted)
-        description = body["identity"]["network"]
-        made = from_json(description, types) if net is None else net
-    except (_Damaged, ValueError) as error:
-        hint = "" if net is not None else "; a network that holds functions is given: load_checkpoint(..., net=net)"
-        raise CheckpointError(f"{where}: cannot be loaded: {error}{hint}") from error
+        body, arrays, traces = _sound(manager, which, where)
     finally:
         manager.close()
+    nested = body["params"]
+    if nested is None:
+        raise CheckpointError(f"{where}: its parameters are not nested dicts and tuples of arrays")
+    made: Any = net
+    if made is None:
+        try:
+            made = from_json(body["identity"]["network"], types)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{where}: cannot be loaded: {error}; a network that holds functions is given: "
+                "load_checkpoint(..., net=net)"
+            ) from error
     paths = list(body["identity"]["arrays"])
-    leaves = [arrays[f"{i:04d}"] for i, path in enumerate(paths) if path.startswith(".state.params")]
-    names = flat_names(body["params"])
-    return made, build(body["params"], dict(zip(names, leaves, strict=True))), recorder_of(body, losses).history()
+    leaves = [arrays[name_of(i)] for i, path in enumerate(paths) if path.startswith(".state.params")]
+    check_dtypes(where, dict(zip(flat_names(nested), leaves, strict=True)))
+    params = build(nested, dict(zip(flat_names(nested), leaves, strict=True)))
+    return made, params, recorder_of(body, traces).history()
 
 
-def _chosen(which: str | int, bodies: dict[int, Any], where: pathlib.Path) -> int:
-    """The number of steps of the checkpoint that was asked for."""
-    if isinstance(which, int) and which in bodies:
-        return which
-    if which == "newest" and bodies:
-        return max(bodies)
-    valued = {step: body["value"] for step, body in bodies.items() if body["value"] is not None}
-    if which == "best" and valued:
-        return (max if next(iter(bodies.values()))["maximize"] else min)(valued, key=lambda step: valued[step])
+def _sound(manager: Any, which: str | int, where: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """What the checkpoint that was asked for holds; or, where it is damaged and not asked for by number, the next."""
+    bodies: dict[int, Any] = {}
+    faults: dict[int, Damaged] = {}
+
+    def damaged(step: int, error: Damaged) -> None:
+        faults[step] = error
+        if step != which:
+            warnings.warn(f"the checkpoint of step {step} in {where} is damaged and left out: {error}", stacklevel=5)
+
+    for step in manager.all_steps():
+        try:
+            bodies[step] = read_body(manager, step)
+            _check_format(where, bodies[step])
+        except Damaged as error:
+            damaged(step, error)
+    for step in _candidates(which, bodies):
+        body = bodies[step]
+        try:
+            wanted = {name: np.zeros(shape, dtype) for name, (dtype, shape) in body["shapes"].items()}
+            return body, *read_arrays(manager, step, body, wanted)
+        except Damaged as error:
+            damaged(step, error)
+    if which in faults:
+        raise CheckpointError(f"{where}: the checkpoint of step {which} is damaged: {faults[which]}") from faults[which]
+    sound = sorted(set(bodies) - set(faults))
+    if not sound:
+        raise CheckpointError(f"{where}: there are no sound checkpoints here")
     raise CheckpointError(
-        f'{where}: which is "newest", "best" or a number of steps, got {which!r}; there are {sorted(bodies)}, and with '
-        f"a value {sorted(valued)}"
+        f'{where}: which is "newest", "best" or a number of steps, got {which!r}; there are {sound}, and with a value '
+        f"{sorted(_valued(bodies).keys() & set(sound))}"
     )
 
 
-def orbax() -> Any:
-    """The library that writes the files."""
-    try:
-        import orbax.checkpoint as ocp  # noqa: PLC0415 - in the `checkpoint` extra
-    except ImportError as error:
-        raise ImportError("checkpoints need Orbax; install it with: pip install 'funcnn[checkpoint]'") from error
-    return ocp
+def _candidates(which: str | int, bodies: dict[int, Any]) -> list[int]:
+    """The numbers of steps of the checkpoints that can be meant, the best choice first."""
+    if which == "newest":
+        return sorted(bodies, reverse=True)
+    if which == "best":
+        values = _valued(bodies)
+        maximize = any(body["maximize"] for body in bodies.values())
+        return sorted(values, key=lambda step: values[step], reverse=maximize)
+    return [which] if isinstance(which, int) and which in bodies else []
 
 
-def read_body(manager: Any, step: int) -> dict[str, Any]:
-    """What a checkpoint says of itself, checked to be what was written."""
-    sealed = _read(manager, step, "meta", orbax().args.JsonRestore())
-    if digest(sealed["body"]) != sealed["sha256"]:
-        raise _Damaged("its description has another checksum than it had when it was written")
-    return sealed["body"]
+def _valued(bodies: dict[int, Any]) -> dict[int, float]:
+    return {step: body["value"] for step, body in bodies.items() if body["value"] is not None}
 
 
-def read_arrays(manager: Any, step: int, body: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """A checkpoint's arrays, as `wanted` and checked likewise, and the losses of its steps."""
-    arrays = _read(manager, step, "arrays", orbax().args.StandardRestore(wanted | {"losses": np.zeros(body["losses"])}))
-    losses = np.asarray(arrays.pop("losses"))
-    if hashlib.sha256(losses.tobytes()).hexdigest() != body["losses sha256"]:
-        raise _Damaged("the losses of its steps have another checksum than they had when it was written")
-    for name, value in checksums(arrays).items():
-        if np.asarray(value).tolist() != body["checksums"][name]:
-            path = list(body["identity"]["arrays"])[int(name)]
-            raise _Damaged(f"run{path} has another checksum than it had when it was written")
-    return arrays, losses[1:]
-
-
-def recorder_of(body: dict[str, Any], losses: np.ndarray) -> Recorder:
-    """What had been recorded."""
-    rest = {name: body[name] for name in ("rows", "compile_seconds", "best_epoch", "stopped", "seconds")}
-    return Recorder(losses=losses.astype(jnp.result_type(float)), **rest)
+def _check_format(where: pathlib.Path, body: dict[str, Any]) -> None:
+    if body["format"] != FORMAT:
+        raise CheckpointError(f"{where}: checkpoints of format {body['format']}, where {FORMAT} is known")
 
 
 def nesting(params: Params) -> Any:
@@ -353,70 +399,19 @@ def nesting(params: Params) -> Any:
         return None
 
 
-def _read(manager: Any, step: int, item: str, args: Any) -> Any:
-    try:
-        return manager.restore(step, args=orbax().args.Composite(**{item: args}))[item]
-    except Exception as error:
-        raise _Damaged(f"its {item} cannot be read: {type(error).__name__}: {error}") from error
-
-
 def description(thing: Any) -> str:
     """What a checkpoint says of a network, loss or penalty: its JSON, or, where it has none, its repr."""
     try:
         return to_json(thing)
     except (TypeError, AttributeError):
-        return repr(thing) if isinstance(thing, Layer) else getattr(thing, "__qualname__", type(thing).__qualname__)
+        return portable_repr(thing)
 
 
-def plain_arrays(run: loop.Run) -> dict[str, jax.Array]:
-    """The leaves of a run by number, random keys as the integers that they are."""
-    return {f"{i:04d}": _data(leaf) for i, leaf in enumerate(jax.tree.leaves(run))}
-
-
-def from_plain_arrays(like: loop.Run, arrays: list[jax.Array]) -> loop.Run:
-    """The run of these leaves."""
-    leaves, treedef = jax.tree.flatten(like)
-    again = [
-        jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
-        for leaf, array in zip(leaves, arrays, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, again)
-
-
-@jax.jit
-def checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Two 32-bit numbers for each array, the same however it is spread over devices.
-
-    c1 = sum_i (2 h(i) + 1) w_i,  c2 = sum_i h(w_i + h(i))  mod 2**32, over the words w_i of the array with a hash h. A
-    change of one word always changes c1, since its factor is odd; any other, all but once in 2**64.
-    """
-    return {name: _checksum(array) for name, array in arrays.items()}
-
-
-def digest(body: Any) -> str:
-    """The SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _checksum(array: jax.Array) -> jax.Array:
-    size = array.dtype.itemsize
-    if array.dtype == bool:
-        words = array.astype(jnp.uint32)
-    else:
-        unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32)
-        words = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-    place = jnp.zeros(words.shape, jnp.uint32)
-    for axis in range(words.ndim):
-        stride = math.prod(words.shape[axis + 1 :]) % 2**32
-        place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride)
-    h = mix(place)
-    first = jnp.sum((2 * h + 1) * words, dtype=jnp.uint32)
-    return jnp.stack([first, jnp.sum(mix(words + h), dtype=jnp.uint32)])
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _data(leaf: jax.Array) -> jax.Array:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+def _check_directory(checkpoints: Checkpoints) -> None:
+    """Raises where the directory is none, or holds numbered folders that are no checkpoints and not to be touched."""
+    where = pathlib.Path(checkpoints.directory).expanduser()
+    if where.exists() and not where.is_dir():
+        raise CheckpointError(f"{where} is a file: checkpoints go to a directory")
+    numbered = [path for path in where.iterdir() if path.name.isdigit()] if where.is_dir() else []
+    if strange := [path.name for path in numbered if not any((path / name).exists() for name in ("meta", "arrays"))]:
+        raise CheckpointError(f"{where}: {', '.join(sorted(strange))} is no checkpoint; give another directory")

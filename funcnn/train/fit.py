@@ -3,24 +3,28 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from funcnn.layer import Key, Params
 from funcnn.objective import Objective
+from funcnn.storage import gathered
 from funcnn.train import loop, source
 from funcnn.train import steps as one_step
+from funcnn.train.arguments import check_count, check_key, describe, numbers
 from funcnn.train.checkpoint import Checkpoints
-from funcnn.train.feed import Memory, Stream, check_arrays, check_count, evaluate_source
+from funcnn.train.feed import Memory, Stream, check_arrays, evaluate_source
 from funcnn.train.history import History
 from funcnn.train.placement import ParamSharding, Placement, place
 from funcnn.train.progress import JsonLines, as_progress
 from funcnn.train.steps import Augment, Hyper, Metric, Prepare, Recipe, State
 from funcnn.train.trainer import Trainer
+from funcnn.train.watch import Watch
 from funcnn.wrappers import Cast
 
 _NO_OPTIMIZER = optax.identity()
@@ -50,8 +54,10 @@ class EarlyStopping:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.patience < 1 or not self.min_delta >= 0:
-            raise ValueError(f"patience is at least 1 and min_delta not negative, got {self!r}")
+        object.__setattr__(self, "patience", check_count("EarlyStopping's patience", self.patience))
+        if not isinstance(self.min_delta, int | float | np.floating) or not self.min_delta >= 0:
+            raise ValueError(f"EarlyStopping's min_delta is a number and not negative, got {self.min_delta!r}")
+        object.__setattr__(self, "min_delta", float(self.min_delta))
 
 
 def fit(
@@ -70,11 +76,12 @@ def fit(
     metrics: Mapping[str, Metric] | None = None,
     hyper: Mapping[str, Any] | None = None,
     prepare: Prepare | None = None,
-    augment: Augment | Iterable[Augment] = (),
+    augment: Augment | Sequence[Augment] = (),
     shuffle: bool = True,
     stream: bool = False,
     chunk_steps: int | None = None,
     early_stopping: EarlyStopping | None = None,
+    watch: Watch | None = None,
     compute_dtype: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
     batch_axis: str | None = None,
@@ -113,6 +120,8 @@ def fit(
         stream: whether to stream `data` that are arrays, because the device cannot hold them.
         chunk_steps: steps a dispatch for streamed data; chosen by size unless given.
         early_stopping: when to stop, and what is best: the state after the best epoch is returned then.
+        watch: what to look at every so many steps, such as `train.Watch(backprop.diagnose, every=50)`; it is kept as
+            `history.watched`.
         compute_dtype: such as "bfloat16": the dtype that the network runs in. Parameters, losses, gradients and the
             optimizer's state keep theirs.
         mesh: devices to train on, as from `jax.make_mesh`, with Auto or Explicit axes.
@@ -147,17 +156,18 @@ def fit(
 
     Source: Goodfellow, Bengio and Courville, Deep Learning (2016), algorithm 8.1.
     """
-    for name, count in (("epochs", epochs), ("batch_size", batch_size), ("valid_every", valid_every)):
-        check_count(name, count)
-    one_step.check_key(key)
+    epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
+    check_key(key)
+    if not isinstance(watch, Watch | None):
+        raise TypeError(f"watch is a train.Watch, such as Watch(backprop.diagnose, every=50), got {describe(watch)}")
     if isinstance(checkpoints, str | os.PathLike):
         checkpoints = Checkpoints(checkpoints)
-    hyper = {name: jnp.asarray(value, jnp.result_type(float)) for name, value in (hyper or {}).items()}
+    hyper = numbers("hyper", hyper)
     recipe = Recipe.of(cast_objective(objective, compute_dtype), optimizer, gradient, metrics, augment, prepare, hyper)
     check_hyper(hyper, recipe.objective, recipe.optimizer, params)
     if callable(params):
         init_key, key = jax.random.split(key)
-        params = params(init_key, **{name: hyper[name] for name in one_step.arguments_of(params, hyper)})
+        params = one_step.drawn(params, init_key, hyper)
     where = place(mesh, batch_axis, param_sharding, params, one_step.made(recipe.optimizer, hyper))
     if mesh is not None and batch_size % mesh.shape[where.axis]:
         raise ValueError(
@@ -166,9 +176,10 @@ def fit(
     plan = loop.Plan(
         recipe=dataclasses.replace(recipe, placement=where),
         batch_size=batch_size,
-        valid_batch_size=valid_batch_size or batch_size,
+        valid_batch_size=batch_size if valid_batch_size is None else check_count("valid_batch_size", valid_batch_size),
         shuffle=shuffle,
-        valid_every=valid_every,
+        valid_every=check_count("valid_every", valid_every),
+        watch=watch,
         **monitoring(early_stopping, valid, dict(recipe.metrics)),
     )
     in_memory = source.is_memory(data) and not stream and jax.process_count() == 1
@@ -227,11 +238,12 @@ def evaluate(
     check_count("batch_size", batch_size)
     recipe = Recipe.of(objective, _NO_OPTIMIZER, "autodiff", metrics, (), prepare)
     plan = loop.Plan(recipe, batch_size, batch_size, False, 1, None, False, 0, 0.0)
+    params = gathered(params)
     if source.is_memory(data):
         check_arrays("data", data)
         values = loop.evaluate(plan, params, tuple(map(jnp.asarray, data)), {})
     else:
-        values = evaluate_source(plan, params, source.as_source(data, batch_size, False), {})
+        values, _ = evaluate_source(plan, params, source.as_source(data, batch_size, False), {}, "the data of evaluate")
     return {name: float(values[name]) for name in loop.value_names(plan)}
 
 
@@ -273,8 +285,11 @@ def cast_objective(objective: Any, compute_dtype: str | None) -> Any:
         compute_dtype = jnp.dtype(compute_dtype).name
     except TypeError as error:
         raise ValueError(f"compute_dtype is a floating dtype, such as 'bfloat16', got {compute_dtype!r}") from error
-    if not jnp.issubdtype(compute_dtype, jnp.floating):
-        raise ValueError(f"compute_dtype is a floating dtype, such as 'bfloat16', got {compute_dtype!r}")
+    if not jnp.issubdtype(compute_dtype, jnp.floating) or jax.dtypes.canonicalize_dtype(compute_dtype) != compute_dtype:
+        raise ValueError(
+            f"compute_dtype is a floating dtype, such as 'bfloat16', got {compute_dtype!r} (and JAX has float64 under "
+            "jax.enable_x64(True) only)"
+        )
     if isinstance(objective, Objective):
         return objective.replace(net=Cast(objective.net, compute_dtype))
     return _cast_function(objective, compute_dtype)

@@ -29,6 +29,7 @@ class History(Mapping[str, np.ndarray]):
         step_loss: the loss of each step, (steps,); those of epochs that have not ended too.
         best_epoch: with early stopping, the epoch whose state was returned; else None.
         compile_seconds: the time that compilation took; it is not in "seconds".
+        watched: with `watch`, what it saw by name, each (looks, ...); "step" is how many steps were taken before.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, funcnn as fnn
@@ -46,6 +47,7 @@ class History(Mapping[str, np.ndarray]):
     step_loss: np.ndarray
     best_epoch: int | None = None
     compile_seconds: float = 0.0
+    watched: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:
@@ -99,7 +101,7 @@ class History(Mapping[str, np.ndarray]):
                 axes.axvline(self.best_epoch, color="0.6", linestyle=":", label=f"best: epoch {self.best_epoch}")
             axes.set(xlabel="epoch", ylabel=name)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if name == "loss" and np.nanmin(self[name]) > 0:
+            if name == "loss" and len(self[name]) and np.nanmin(self[name]) > 0:
                 axes.set_yscale("log")
             axes.legend()
         return figure
@@ -121,6 +123,7 @@ class Recorder:
     Attributes:
         rows: what is known of each epoch that has ended.
         losses: the loss of each step.
+        watched: what the watch saw, by name.
         compile_seconds: the time that compilation took, of earlier parts of a resumed run too.
         best_epoch: the best epoch so far, where early stopping looks for it.
         stopped: whether it has stopped the run.
@@ -130,6 +133,7 @@ class Recorder:
 
     rows: list[dict[str, float]] = dataclasses.field(default_factory=list)
     losses: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    watched: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     compile_seconds: float = 0.0
     best_epoch: int | None = None
     stopped: bool = False
@@ -141,11 +145,14 @@ class Recorder:
         """How many steps are recorded."""
         return len(self.losses)
 
-    def add(self, losses: np.ndarray, rows: list[dict[str, float]], seconds: float) -> list[dict[str, float]]:
+    def add(
+        self, losses: np.ndarray, watched: dict[str, np.ndarray], rows: list[dict[str, float]], seconds: float
+    ) -> list[dict[str, float]]:
         """Adds a piece that ended `seconds` after training began, up to an early stop; returns the epochs' rows."""
         before, began, took = self.steps, self.seconds, seconds - self.seconds
         # Joined anew for each piece, of which there are few.
         self.losses = np.concatenate([self.losses, losses]).astype(losses.dtype)
+        self.watched = {name: np.concatenate([*self._seen(name), values]) for name, values in watched.items()}
         self.seconds = seconds
         self.rate = len(losses) / took if len(losses) and took > 0 else self.rate
         added = []
@@ -158,15 +165,24 @@ class Recorder:
                 self.best_epoch = counts["epoch"]
             if row.get(STOPPED):
                 self.stopped = True
-                self.losses = self.losses[: counts["step"]]
+                self._cut_steps(counts["step"])
                 break
         self.rows += added
         return added
 
     def cut(self, steps: int) -> None:
         """Forgets what is after so many steps."""
-        self.losses = self.losses[:steps]
+        self._cut_steps(steps)
         self.rows = [row for row in self.rows if row["step"] <= steps]
+
+    def _cut_steps(self, steps: int) -> None:
+        self.losses = self.losses[:steps]
+        if self.watched:
+            before = self.watched["step"] < steps
+            self.watched = {name: values[before] for name, values in self.watched.items()}
+
+    def _seen(self, name: str) -> list[np.ndarray]:
+        return [self.watched[name]] if self.watched else []
 
     def history(self) -> History:
         """The history so far."""
@@ -176,7 +192,7 @@ class Recorder:
             name: np.array([row.get(name, np.nan) for row in self.rows], np.int64 if name in integers else np.float64)
             for name in names
         }
-        return History(arrays, self.losses, self.best_epoch, self.compile_seconds)
+        return History(arrays, self.losses, self.best_epoch, self.compile_seconds, dict(self.watched))
 
 
 def format_value(name: str, value: float) -> str:

@@ -13,20 +13,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from funcnn.layer import Params
-from funcnn.objective import weighted_mean
 from funcnn.train import steps as one_step
 from funcnn.train.history import BETTER, STOPPED
 from funcnn.train.shuffle import permutation
 from funcnn.train.steps import Hyper, Recipe, State
+from funcnn.train.watch import Watch
 
 Arrays = tuple[jax.Array, ...]  # (x, y) or (x, y, weight), all examples of a data set
 Sums = dict[str, jax.Array]
 
+VALID = "valid "  # before the names of validation's values
+
 # The longest piece that one call runs: the length of the array that the losses are returned in.
 MOST_STEPS = 2**14
+MOST_WATCHED = 64  # how often a watch can look in one call of `advance`, for the same reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Plan:
     patience: int
     min_delta: float
     record_steps: bool = True
+    watch: Watch | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -99,72 +104,95 @@ def examples_in_order(key: jax.Array, epoch: jax.Array | int, n: int, shuffle: b
     return permutation(one_step.order_key(key, epoch), n) if shuffle else jnp.arange(n, dtype=jnp.int32)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Traces:
+    """What is recorded of single steps.
+
+    Attributes:
+        losses: the loss of each step, the first at 0; of length 0 with `record_steps=False`.
+        watched: what the watch saw, by name, (looks, ...), the first at 0; {} without one.
+    """
+
+    losses: jax.Array
+    watched: Sums
+
+
+def of_steps(plan: Plan, traces: Traces, begin: int, end: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The losses of the steps begin..end-1 and what was watched of them, without the room behind them."""
+    watched = {} if plan.watch is None else plan.watch.seen(traces.watched, begin, end)
+    return np.asarray(traces.losses)[: end - begin], watched
+
+
 @functools.partial(jax.jit, static_argnames="plan")
 def advance(
     plan: Plan, run: Run, data: Arrays, valid: Arrays | None, hyper: Hyper, first: Any, last: Any, epochs: Any
-) -> tuple[Run, dict[str, jax.Array], jax.Array]:
+) -> tuple[Run, dict[str, jax.Array], Traces]:
     """Takes the steps first..last-1 on data that are on the device.
 
     Returns:
         the run after them; by name, the values of the epochs that end among them, (most_epochs(...),), the first at 0;
-        the loss of each step, (MOST_STEPS,).
+        the traces, of MOST_STEPS losses and MOST_WATCHED looks.
     """
     n = data[0].shape[0]
     steps = steps_per_epoch(n, plan.batch_size)
     first_epoch = first // steps
     rows = {name: jnp.full(most_epochs(n, plan.batch_size), jnp.nan) for name in row_names(plan, valid is not None)}
 
+    def batch(indices: jax.Array, i: jax.Array | int) -> Arrays:
+        index = lax.dynamic_index_in_dim(indices, i, keepdims=False)
+        taken = tuple(plan.recipe.placement.take(array, index) for array in data)
+        if n % plan.batch_size == 0:
+            return taken
+        real = (i * plan.batch_size + jnp.arange(plan.batch_size)) < n
+        return masked(taken, plan.recipe.placement.batch(real))
+
     def one_epoch(epoch: jax.Array, carry: Any) -> Any:
-        run, rows, losses = carry
-        indices = order(plan, run.state.key, epoch, n)
-
-        def batch(i: jax.Array) -> Arrays:
-            index = lax.dynamic_index_in_dim(indices, i, keepdims=False)
-            taken = tuple(plan.recipe.placement.take(array, index) for array in data)
-            if n % plan.batch_size == 0:
-                return taken
-            real = (i * plan.batch_size + jnp.arange(plan.batch_size)) < n
-            return masked(taken, plan.recipe.placement.batch(real))
-
+        run, rows, traces = carry
         begun = epoch * steps
-        run, losses = _steps(
+        run, traces = _steps(
             plan,
             run,
-            batch,
+            functools.partial(batch, order(plan, run.state.key, epoch, n)),
             jnp.maximum(first - begun, 0),
             jnp.minimum(last - begun, steps),
             hyper,
-            losses,
-            begun - first,
+            traces,
+            begun,
+            first,
         )
         ended = last >= begun + steps
         validate = (valid is not None) & (((epoch + 1) % plan.valid_every == 0) | (epoch + 1 == epochs))
         run, row = _end_epoch(plan, run, valid, hyper, ended, validate)
         rows = {name: _put(rows[name], value, epoch - first_epoch, ended) for name, value in row.items()}
-        return run, rows, losses
+        return run, rows, traces
 
-    carry = run, rows, jnp.zeros(MOST_STEPS if plan.record_steps else 0)
+    first_batch = functools.partial(batch, jnp.zeros((1, plan.batch_size), jnp.int32), 0)
+    carry = run, rows, _no_traces(plan, run, first_batch, hyper, MOST_STEPS if plan.record_steps else 0, MOST_WATCHED)
     return lax.fori_loop(first_epoch, -(-last // steps), one_epoch, carry)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def advance_chunk(plan: Plan, run: Run, chunk: Arrays, hyper: Hyper, count: Any) -> tuple[Run, jax.Array]:
+def advance_chunk(plan: Plan, run: Run, chunk: Arrays, hyper: Hyper, count: Any) -> tuple[Run, Traces]:
     """Takes `count` steps on batches that were put together elsewhere: arrays of shape (steps, batch_size, ...).
 
     Returns:
-        the run after them; the loss of each step, (steps,).
+        the run after them; the traces, of as many losses as the chunk has steps.
     """
 
-    def batch(i: jax.Array) -> Arrays:
+    def batch(i: jax.Array | int) -> Arrays:
         return tuple(plan.recipe.placement.batch(lax.dynamic_index_in_dim(a, i, keepdims=False)) for a in chunk)
 
-    return _steps(plan, run, batch, 0, count, hyper, jnp.zeros(chunk[0].shape[0]), 0)
+    begun, steps = run.state.step, len(chunk[0])
+    looks = -(-steps // plan.watch.every) if plan.watch is not None else 0
+    traces = _no_traces(plan, run, functools.partial(batch, 0), hyper, steps, looks)
+    return _steps(plan, run, batch, 0, count, hyper, traces, begun, begun)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def end_epoch(plan: Plan, run: Run, values: dict[str, jax.Array]) -> tuple[Run, dict[str, jax.Array]]:
-    """Ends an epoch whose steps `advance_chunk` took, with what validation gave (empty where there was none)."""
-    return _judge(plan, run, values)
+def end_epoch(plan: Plan, run: Run, values: dict[str, jax.Array], validated: Any) -> tuple[Run, dict[str, jax.Array]]:
+    """Ends an epoch whose steps `advance_chunk` took, with what validation gave, where there was one."""
+    return _judge(plan, run, values, validated)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -214,7 +242,7 @@ def row_names(plan: Plan, valid: bool) -> list[str]:
     """The names of what an epoch's row holds."""
     names = value_names(plan)
     flags = [BETTER, STOPPED] if plan.monitor else []
-    return names + ([f"valid {name}" for name in names] if valid else []) + flags
+    return names + ([f"{VALID}{name}" for name in names] if valid else []) + flags
 
 
 def _steps(
@@ -224,20 +252,51 @@ def _steps(
     first: Any,
     last: Any,
     hyper: Hyper,
-    losses: jax.Array,
-    offset: Any,
-) -> tuple[Run, jax.Array]:
-    """The steps first..last-1 of an epoch; their losses go to `losses`, from first + offset."""
+    traces: Traces,
+    begun: Any,
+    origin: Any,
+) -> tuple[Run, Traces]:
+    """The steps first..last-1 of an epoch (or chunk) before which the run had `begun` steps.
+
+    What is recorded of step number i of the run goes to the place i - origin of the losses.
+    """
 
     def one(i: jax.Array, carry: Any) -> Any:
         state, sums, losses = carry
         state, new = one_step.update(plan.recipe, state, batch(i), hyper)
         if losses.shape[0]:
-            losses = losses.at[i + offset].set((new["loss"] / new["weight"]).astype(losses.dtype))
+            losses = losses.at[begun + i - origin].set((new["loss"] / new["weight"]).astype(losses.dtype))
         return state, add(sums, new), losses
 
-    state, sums, losses = lax.fori_loop(first, last, one, (run.state, run.sums, losses))
-    return dataclasses.replace(run, state=state, sums=sums), losses
+    carry, watched, watch = (run.state, run.sums, traces.losses), traces.watched, plan.watch
+    if watch is None:
+        state, sums, losses = lax.fori_loop(first, last, one, carry)
+    else:
+        # A loop around the loop, and no condition inside it, for which XLA would copy the state at each step.
+        def from_look_to_look(number: jax.Array, carry: Any) -> Any:
+            carry, watched = carry
+            step = number * watch.every
+            due = step >= begun + first
+            watched = lax.cond(due, look, lambda *_: watched, carry[0], watched, number)
+            begin, end = jnp.maximum(first, step - begun), jnp.minimum(last, step + watch.every - begun)
+            return lax.fori_loop(begin, end, one, carry), watched
+
+        def look(state: State, watched: Sums, number: jax.Array) -> Sums:
+            seen = watch.look(plan.recipe, state, batch(number * watch.every - begun), hyper)
+            return {name: watched[name].at[number - watch.first(origin)].set(value) for name, value in seen.items()}
+
+        numbers = (begun + first) // watch.every, jnp.where(first < last, watch.first(begun + last), 0)
+        (state, sums, losses), watched = lax.fori_loop(*numbers, from_look_to_look, (carry, watched))
+    return dataclasses.replace(run, state=state, sums=sums), Traces(losses, watched)
+
+
+def _no_traces(plan: Plan, run: Run, batch: Callable[[], Arrays], hyper: Hyper, steps: int, looks: int) -> Traces:
+    """Room for the losses of so many steps, and for so many looks of a watch, at batches like this one."""
+    watched = {}
+    if (watch := plan.watch) is not None:
+        seen = jax.eval_shape(lambda: watch.look(plan.recipe, run.state, batch(), hyper))
+        watched = {name: jnp.zeros((looks, *leaf.shape), leaf.dtype) for name, leaf in seen.items()}
+    return Traces(jnp.zeros(steps), watched)
 
 
 def _end_epoch(
@@ -256,7 +315,7 @@ def _end_epoch(
             return {k: v.astype(jnp.result_type(float)) for k, v in _evaluate(plan, params, valid, hyper).items()}
 
         values = lax.cond(ended & validate, look, skip, run.state.params)
-    judged, row = _judge(plan, run, values)
+    judged, row = _judge(plan, run, values, validate)
     keep = functools.partial(jax.tree.map, functools.partial(jnp.where, ended))
     return dataclasses.replace(
         run,
@@ -268,16 +327,16 @@ def _end_epoch(
     ), row
 
 
-def _judge(plan: Plan, run: Run, values: dict[str, jax.Array]) -> tuple[Run, dict[str, jax.Array]]:
+def _judge(plan: Plan, run: Run, values: dict[str, jax.Array], validated: Any) -> tuple[Run, dict[str, jax.Array]]:
     """The row of an epoch, the run with empty sums, and early stopping's memory brought up to date."""
-    row = one_step.means(run.sums) | {f"valid {name}": value for name, value in values.items()}
+    row = one_step.means(run.sums) | {f"{VALID}{name}": value for name, value in values.items()}
     run = dataclasses.replace(run, sums=jax.tree.map(jnp.zeros_like, run.sums))
     if plan.monitor is None:
         return run, row
-    value = row.get(plan.monitor, jnp.full((), jnp.nan)).astype(run.best_value.dtype)
-    looked = ~jnp.isnan(value) & ~run.stopped  # a NaN is no validation, or no better than any value
+    value = row[plan.monitor].astype(run.best_value.dtype)
+    looked = ~run.stopped & (validated if plan.monitor.startswith(VALID) else True)
     better = (value - run.best_value > plan.min_delta) if plan.maximize else (run.best_value - value > plan.min_delta)
-    better = better & looked
+    better = better & looked  # a NaN is better than nothing
     waited = jnp.where(better, 0, run.waited + looked)
     stopped = run.stopped | (waited >= plan.patience)
     return dataclasses.replace(
@@ -309,8 +368,8 @@ def _evaluated_sums(plan: Plan, params: Params, batch: Arrays, hyper: Hyper) -> 
     objective = one_step.made(plan.recipe.objective, hyper)
     batch = one_step.prepared(plan.recipe, batch)
     outputs = objective.net.apply(params, batch[0])
-    loss = weighted_mean(objective.loss(outputs, batch[1]), batch[2] if len(batch) > 2 else None)
-    return one_step.weighted_sums(batch, loss, one_step.per_example(plan.recipe.metrics, outputs, batch))
+    values = {"loss": objective.loss(outputs, batch[1])} | one_step.per_example(plan.recipe.metrics, outputs, batch)
+    return one_step.example_sums(batch, values)
 
 
 def _put(rows: jax.Array, value: jax.Array, index: jax.Array, wanted: jax.Array) -> jax.Array:

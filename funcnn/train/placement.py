@@ -210,7 +210,9 @@ def by_features(axis: str) -> Callable[[Params, Mesh], Specs]:
 
     Returns:
         A function for `fit(..., param_sharding=...)`. What stands between a pair with one number a unit (a bias, the
-        slopes of a `Prelu`) is split with the units; a last layer without a partner is on every device.
+        slopes of a `Prelu`) is split with the units; a last layer without a partner is on every device. The pairs are
+        found by the order of the parameters, which in a `Serial` is that of the layers; in a `Graph`, where it is that
+        of the names, the result is as right, and fewer layers may be split: give it a pytree of `jax.P` instead.
 
     Example:
         >>> import jax, funcnn as fnn

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
+from funcnn.storage import write_whole
 from funcnn.train.history import format_value
 
 LINE_EVERY = 10.0  # seconds between plain lines
@@ -127,15 +128,13 @@ class JsonLines:
             self.file = pathlib.Path(path).open("a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
 
     def keep(self, epochs: int) -> None:
-        """Drops the lines of later epochs, which a resumed run will write again."""
+        """Drops the lines of later epochs, which a resumed run will write again, and what is no whole line."""
         if self.file is not None:
             path = pathlib.Path(self.file.name)
-            lines = [
-                line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["epoch"] <= epochs
-            ]
-            self.file.truncate(0)
-            self.file.writelines(line + "\n" for line in lines)
-            self.file.flush()
+            lines = path.read_text(encoding="utf-8").splitlines()
+            self.file.close()
+            write_whole(path, "".join(line + "\n" for line in lines if _epoch_of(line) <= epochs).encode())
+            self.file = path.open("a", encoding="utf-8")
 
     def write(self, rows: list[dict[str, float]]) -> None:
         """Appends epochs, and gives them to the system at once."""
@@ -148,6 +147,14 @@ class JsonLines:
         """Closes the file."""
         if self.file is not None:
             self.file.close()
+
+
+def _epoch_of(line: str) -> float:
+    """The epoch of a line of the log; infinity for one that was not written to its end."""
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def shown(row: dict[str, float]) -> list[tuple[str, float]]:

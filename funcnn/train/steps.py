@@ -2,16 +2,18 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from funcnn import backprop
 from funcnn.layer import Key, Params
-from funcnn.objective import Batch, Objective, mean_weights, unpack
+from funcnn.objective import Batch, Objective, unpack
+from funcnn.train.arguments import check_key, describe, named
 from funcnn.train.placement import Placement
 
 Metric = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs, targets) -> (N,)
@@ -69,6 +71,11 @@ def start(optimizer: optax.GradientTransformation, params: Params, key: Key) -> 
 def first_state(optimizer: optax.GradientTransformation, params: Params, key: Key) -> State:
     """`start` without the copy."""
     check_key(key)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            "a state is made by start(optimizer, params, key), where optimizer is an optax transformation, got "
+            f"{describe(optimizer)}"
+        )
     params = jax.tree.map(jnp.asarray, params)
     # An array of a weak type, such as jnp.zeros_like(2.0), would be of another type after a step: a second compilation.
     opt_state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), optimizer.init(params))
@@ -81,7 +88,7 @@ def step(
     gradient: str | Callable[..., Any] = "autodiff",
     *,
     metrics: Mapping[str, Metric] | None = None,
-    augment: Augment | Iterable[Augment] = (),
+    augment: Augment | Sequence[Augment] = (),
     prepare: Prepare | None = None,
 ) -> Any:
     """A compiled training step.
@@ -91,7 +98,7 @@ def step(
     Args:
         objective: net + loss + penalty.
         optimizer: any optax transformation: chains, schedules, clipping, masks, `MultiSteps`, `inject_hyperparams`, and
-            those that ask for `value` or `value_fn`, such as `lbfgs`.
+            those that ask for `value` or `value_fn`, such as `lbfgs`, or for `batch` and `key`, such as `kfac`.
         gradient: "autodiff" (`jax.value_and_grad`), "backprop" (`funcnn.backprop.value_and_grad`), or a function of
             their signature, `(objective, has_aux=False)`; without metrics it is not asked for `has_aux`.
         metrics: functions `(outputs, targets) -> (N,)` by name; their weighted means are returned.
@@ -120,6 +127,7 @@ def step(
     recipe = Recipe.of(objective, optimizer, gradient, metrics, augment, prepare)
 
     def take(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        _check_state(recipe.optimizer, state)
         state, sums = update(recipe, state, batch, {})
         return state, means(sums)
 
@@ -148,20 +156,22 @@ class Recipe:
         optimizer: Any,
         gradient: str | Callable[..., Any],
         metrics: Mapping[str, Metric] | None,
-        augment: Augment | Iterable[Augment],
+        augment: Augment | Sequence[Augment],
         prepare: Prepare | None,
         hyper: Hyper | None = None,
     ) -> "Recipe":
         """The recipe of these parts, checked."""
         if not isinstance(objective, Objective) and not (hyper and callable(objective)):
-            raise TypeError(f"training takes an fnn.Objective(net, loss), got {objective!r}")
+            raise TypeError(f"training takes an fnn.Objective(net, loss), got {describe(objective)}")
         if isinstance(optimizer, optax.MultiSteps):
             optimizer = optimizer.gradient_transformation()
         if not isinstance(optimizer, optax.GradientTransformation) and not (hyper and callable(optimizer)):
             hint = "; with hyper={...} it may be a function of them, such as optax.adam" if callable(optimizer) else ""
-            raise TypeError(f"optimizer is an optax transformation, such as optax.adam(1e-3), got {optimizer!r}{hint}")
-        if isinstance(objective, Objective) and objective.aux is not None:
-            raise TypeError("the objective has an aux, which training has no use for: pass metrics={name: function}")
+            raise TypeError(
+                f"optimizer is an optax transformation, such as optax.adam(1e-3), got {describe(optimizer)}{hint}"
+            )
+        if isinstance(objective, Objective):
+            made(objective, {})
         if not (callable(gradient) or gradient in GRADIENTS):
             raise TypeError(
                 f"gradient is one of {', '.join(map(repr, GRADIENTS))}, or a function of the signature of "
@@ -176,18 +186,19 @@ class Recipe:
                 f"argument of {gradient!r}"
             )
         for name, function in metrics.items():
-            if not callable(function) or name in RESERVED or name.startswith("valid "):
+            named = isinstance(name, str) and name and name not in RESERVED and not name.startswith("valid ")
+            if not callable(function) or not named:
                 raise TypeError(
-                    f"metrics are functions (outputs, targets) -> (N,) by a name that is none of {sorted(RESERVED)}, "
-                    f"got {name!r}: {function!r}"
+                    f"metrics are functions (outputs, targets) -> (N,) by a name that is none of {sorted(RESERVED)} "
+                    f'and does not begin with "valid ", got {name!r}: {function!r}'
                 )
-        augment = tuple(augment) if isinstance(augment, Iterable) else (augment,)
-        for function in augment:
-            if not callable(function):
+        functions: tuple[Any, ...] = tuple(augment) if isinstance(augment, tuple | list) else (augment,)
+        for function in functions:
+            if not callable(function) or isinstance(function, type):
                 raise TypeError(f"augment is a function (key, batch) -> batch, or several, got {function!r}")
         if not (prepare is None or callable(prepare)):
             raise TypeError(f"prepare is a function batch -> batch, got {prepare!r}")
-        return cls(objective, optimizer, gradient, tuple(metrics.items()), augment, prepare)
+        return cls(objective, optimizer, gradient, tuple(metrics.items()), functions, prepare)
 
 
 RESERVED = {"loss", "weight", "epoch", "step", "seconds"}
@@ -212,7 +223,10 @@ def update(recipe: Recipe, state: State, batch: Batch, hyper: Hyper) -> tuple[St
         state.params,
         value=value,
         grad=grads,
-        value_fn=lambda params: objective(params, batch, key=key, train=True),
+        # With these arguments, as optax's line searches refuse what `value_fn` has no use for.
+        value_fn=lambda params, batch, key: objective(params, batch, key=key, train=True),
+        batch=batch,
+        key=key,
     )
     params = place.scatter(optax.apply_updates(state.params, updates))
     opt_state = place.scatter_state(opt_state)
@@ -224,13 +238,29 @@ def ready(recipe: Recipe, state: State, batch: Batch) -> tuple[Key, Batch]:
     key = jax.random.fold_in(state.key, state.step)
     batch = prepared(recipe, batch)
     for i, function in enumerate(recipe.augment):
-        batch = recipe.placement.automatic(function)(jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), i), batch)
+        own_key = jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), i)
+        batch = _changed("augment", function, batch, recipe.placement.automatic(function), own_key, batch)
     return key, batch
 
 
 def prepared(recipe: Recipe, batch: Batch) -> Batch:
     """The batch as the network takes it."""
-    return batch if recipe.prepare is None else recipe.prepare(batch)
+    return batch if recipe.prepare is None else _changed("prepare", recipe.prepare, batch, recipe.prepare, batch)
+
+
+def _changed(name: str, function: Any, batch: Batch, call: Callable[..., Any], *args: Any) -> Batch:
+    """What a function of the user's made of a batch: one of as many arrays and examples."""
+    letters = "(x, y, weight)" if len(batch) > 2 else "(x, y)"
+    with named(f"in {name}, {function!r}, which was given a batch {letters}"):
+        changed = call(*args)
+    counts = {np.shape(array)[:1] for array in changed} if isinstance(changed, tuple | list) else set()
+    if not isinstance(changed, tuple | list) or len(changed) != len(batch) or counts != {np.shape(batch[0])[:1]}:
+        raise ValueError(
+            f"{name}, {function!r}, was given a batch {letters} of {len(batch[0])} examples, and has to give one like "
+            f"it (x, *rest = batch; return (new_x, *rest)); it gave {describe(changed)}. A batch has weights where the "
+            "data have, and where the last batch of an epoch is filled up"
+        )
+    return tuple(changed)
 
 
 def order_key(key: Key, epoch: int | jax.Array) -> Key:
@@ -242,7 +272,8 @@ def per_example(metrics: tuple[tuple[str, Metric], ...], outputs: jax.Array, bat
     """Each metric's values (N,)."""
     values = {}
     for name, function in metrics:
-        value = function(outputs, batch[1])
+        with named(f"in metric {name!r}, {function!r}"):
+            value = function(outputs, batch[1])
         if jnp.shape(value) != outputs.shape[:1]:
             raise ValueError(
                 f"metric {name!r} gives one number per example, {outputs.shape[:1]}, and gave {jnp.shape(value)} for "
@@ -253,12 +284,27 @@ def per_example(metrics: tuple[tuple[str, Metric], ...], outputs: jax.Array, bat
 
 
 def weighted_sums(batch: Batch, value: jax.Array, metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The batch's total weight, and the value and metrics (means over the batch) times it: what an epoch adds up."""
+    """`example_sums` of the metrics, and the value, a mean over the batch, times its weight: what an epoch adds up."""
+    sums = example_sums(batch, metrics)
+    dtype = jnp.promote_types(value.dtype, jnp.float32)
+    return sums | {"loss": value.astype(dtype) * sums["weight"].astype(dtype)}
+
+
+def example_sums(batch: Batch, values: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The batch's total weight, sum_n w_n, and sum_n w_n v_n of each of the values (N,); in float32 at least.
+
+    An example of weight 0 counts nothing, whatever its value.
+    """
     _, _, weight = unpack(batch)
-    dtype = value.dtype if value.dtype.itemsize >= 4 else jnp.dtype("float32")  # not summed in bfloat16
-    total = jnp.asarray(len(batch[0]), dtype) if weight is None else jnp.sum(weight.astype(dtype))
-    shares = {name: mean_weights(v := values.astype(dtype), weight) * v for name, values in metrics.items()}
-    return {"weight": total, "loss": value.astype(dtype) * total} | {k: jnp.sum(v) * total for k, v in shares.items()}
+
+    def total(value: jax.Array) -> jax.Array:
+        value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        if weight is None:
+            return jnp.sum(value)
+        return jnp.sum(jnp.where(weight == 0, 0, value * weight.astype(value.dtype)))
+
+    ones = jnp.ones(len(batch[0]))
+    return {"weight": total(ones)} | {name: total(value) for name, value in values.items()}
 
 
 def means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -268,9 +314,19 @@ def means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def made(thing: Any, hyper: Hyper) -> Any:
     """`thing`, or, where it is a function of hyper-parameters, what it returns for those that it has arguments for."""
-    if isinstance(thing, Objective | optax.GradientTransformation):
-        return thing
-    return thing(**{name: value for name, value in hyper.items() if name in arguments_of(thing, hyper)})
+    if not isinstance(thing, Objective | optax.GradientTransformation):
+        taken = arguments_of(thing, hyper)
+        with named(f"in {thing!r}, which was given the numbers {sorted(taken)} of the compiled program"):
+            thing = thing(**{name: value for name, value in hyper.items() if name in taken})
+    if isinstance(thing, Objective) and thing.aux is not None:
+        raise TypeError("the objective has an aux, which training has no use for: pass metrics={name: function}")
+    return thing
+
+
+def drawn(params: Callable[..., Params], key: Key, hyper: Hyper) -> Params:
+    """The parameters to begin with, by the user's function of a key and of hyper-parameters."""
+    with named(f"in params, {params!r}, a function of a key such as lambda key: net.init(key, (64,))"):
+        return params(key, **{name: hyper[name] for name in arguments_of(params, hyper)})
 
 
 def arguments_of(function: Callable[..., Any], hyper: Hyper) -> set[str]:
@@ -281,7 +337,13 @@ def arguments_of(function: Callable[..., Any], hyper: Hyper) -> set[str]:
     return {argument.name for argument in taken} & set(hyper)
 
 
-def check_key(key: Any) -> None:
-    """Raises unless `key` is one of the keys of `jax.random.key`."""
-    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)) or key.shape:
-        raise TypeError(f"key is a random key, such as jax.random.key(0), got {key!r}")
+def _check_state(optimizer: optax.GradientTransformation, state: Any) -> None:
+    """Raises unless this is a state, and of this optimizer."""
+    if not isinstance(state, State):
+        raise TypeError(f"a step takes a state, such as train.start(optimizer, params, key), got {describe(state)}")
+    wanted = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
+    if wanted != jax.tree.structure(state.opt_state):
+        raise TypeError(
+            f"the state is of another optimizer than the step's: {jax.tree.structure(state.opt_state)}, where "
+            f"{wanted} is needed; make it with train.start(optimizer, params, key)"
+        )

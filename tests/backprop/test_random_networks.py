@@ -108,6 +108,16 @@ def check(net: fnn.Layer, seed: int) -> None:
 
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+
+
+def draw_regression(net: fnn.Layer, seed: int) -> tuple[fnn.Objective, Any, Any]:
+    """An objective with the squared error, parameters, and a batch of four examples."""
+    rng = np.random.default_rng(seed)
+    x, y = (jax.numpy.asarray(rng.normal(size=(4, *shape))) for shape in ((3,), net.out_shape((3,))))
+    return fnn.Objective(net, fnn.losses.squared_error), net.init(jax.random.key(seed), (3,)), (x, y)
+
+
+fewer = settings(few, max_examples=4)  # for what is compared with whole matrices, which take long to compile
 SEEDS = st.integers(0, 2**31)
 
 

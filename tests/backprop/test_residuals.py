@@ -31,6 +31,7 @@ KEPT: dict[type, Any] = {
     fnn.Gelu: INPUT,
     fnn.Prelu: INPUT,
     fnn.Dense: INPUT,
+    fnn.FeedbackDense: INPUT,
     fnn.LeakyRelu: [("bool", (6, 5))],
     fnn.Absolute: [("int8", (6, 5))],
     fnn.Identity: NOTHING,
@@ -55,10 +56,10 @@ def test_a_layer_keeps_exactly_this(problem: LayerProblem, key: jax.Array, rng: 
 
 
 def test_all_layers_but_these_are_in_that_list():
-    """Maxout and rbf keep two arrays, which their own tests look at; combinators keep what their layers keep."""
+    """Maxout and rbf keep two arrays, which their own tests look at; combinators and Repeat what their layers keep."""
     types = {type(problem.layer) for problem in LAYERS.values()}
     combinators = {kind for kind in types if issubclass(kind, Combinator)}
-    assert types - combinators - set(KEPT) == {fnn.Maxout, fnn.Rbf}
+    assert types - combinators - set(KEPT) == {fnn.Maxout, fnn.Rbf, fnn.Repeat}
 
 
 @each_layer

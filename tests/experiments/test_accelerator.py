@@ -13,6 +13,8 @@ import funcnn as fnn
 from experiments.benchmarks import accelerator, accelerator_report, peers
 from experiments.benchmarks.workers import LIBRARIES, WorkerError
 
+pytestmark = pytest.mark.once
+
 
 def test_smoke_run_is_a_rehearsal(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

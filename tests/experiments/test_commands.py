@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from experiments import backprop_vs_autodiff, mixed_precision, step_cost
-from experiments.benchmarks import accelerator, overheads, peers, scaling
+from experiments import backprop_vs_autodiff, learning_rules, mixed_precision, step_cost
+from experiments.benchmarks import accelerator, linear_cross_entropy, overheads, peers, quantities, scaling
 
 # Options that no run can have, and what the error says of each.
 COMMANDS: dict[Any, dict[str, str]] = {
@@ -20,9 +20,16 @@ COMMANDS: dict[Any, dict[str, str]] = {
         "--seed -1": "--seed",
         "--out /dev/null/out": "/dev/null",
     },
+    learning_rules: {
+        "--epochs 0": "--epochs",
+        "--tune nan": "--tune",
+        "--only hebb": "'hebb'",
+        "--data mnist --data-dir /there/is/none": "/there/is/none",
+    },
     mixed_precision: {"--epochs 0": "--epochs", "--data mnist --data-dir /there/is/none": "/there/is/none"},
     step_cost: {"--rounds 0": "--rounds", "--only lstm": "'lstm'", "--dtypes": "--dtypes"},
     accelerator: {"--rounds 0": "--rounds", "--parts": "--parts"},
+    linear_cross_entropy: {"--chunks 4 0": "--chunks", "--rounds 0": "--rounds"},
     overheads: {"--block-s nan": "--block-s"},
     peers: {
         "--rounds 0": "--rounds",
@@ -30,6 +37,7 @@ COMMANDS: dict[Any, dict[str, str]] = {
         "--networks 1-2": "'1-2'",
         "--libraries caffe": "'caffe'",
     },
+    quantities: {"--rounds 0": "--rounds", "--slow-rounds 0": "--slow-rounds", "--only hvp": "'hvp'"},
     scaling: {
         "--rounds 0": "--rounds",
         "--block-s nan": "--block-s",

@@ -11,6 +11,9 @@ import pytest
 from experiments.benchmarks import peers, report, workers
 from experiments.benchmarks.networks import NETWORKS
 
+pytestmark = pytest.mark.once
+
+LEARNED = 0.7  # the accuracy after 40 epochs; seen were 0.786 and, of the scan, 0.756
 ROW = {"import_s", "compile_s", "peak_bytes", "epoch_s", "epochs", "loss", "metric", "steps_per_s", "rounds"}
 
 
@@ -48,7 +51,7 @@ def test_smoke_run_records_everything(smoke: pathlib.Path) -> None:
 
 
 def test_smoke_run_trains(smoke: pathlib.Path) -> None:
-    """All loops learn: their losses are below those of guessing."""
+    """All loops learn: their losses are below those of guessing. How many epochs there are depends on the machine."""
     for result in json.loads((smoke / "peers.json").read_text())["results"]:
         rows = result["libraries"]
         fit, hand = rows["funcnn-autodiff"], rows["funcnn-backprop"]
@@ -56,7 +59,17 @@ def test_smoke_run_trains(smoke: pathlib.Path) -> None:
         untrained = 1.0 if result["regression"] else np.log(10)
         for row in (fit, hand, rows["scan"]):
             assert 0 < row["loss"] < untrained
-        assert fit["metric"] == pytest.approx(fit["loss"]) if result["regression"] else fit["metric"] > 0.2
+        if result["regression"]:
+            assert fit["metric"] == pytest.approx(fit["loss"])
+
+
+def test_loops_learn_the_same_in_as_many_epochs() -> None:
+    names = ["funcnn-autodiff", "funcnn-backprop", "scan"]
+    with workers.workers(names, NETWORKS["64-32-10"]) as (running, _, left_out):
+        assert not left_out
+        last = [running[name].ask("train", epochs=40) for name in names]
+    assert all(row["metric"] > LEARNED for row in last)
+    assert last[0]["loss"] == pytest.approx(last[1]["loss"], rel=1e-5), "the same training, but for rounding"
 
 
 def test_missing_library_is_reported(smoke: pathlib.Path) -> None:

@@ -11,6 +11,8 @@ from experiments.benchmarks.networks import Network
 from experiments.benchmarks.trainings import Training, ensemble_bytes, seconds_of
 from funcnn.train import History
 
+pytestmark = pytest.mark.once
+
 
 def test_smoke_run_records_everything(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,8 @@ import pytest
 from experiments.benchmarks import step_parts
 from experiments.benchmarks.networks import Network
 
+pytestmark = pytest.mark.once
+
 NETWORK = Network((12, 8, 8, 3), 4, 6, 0.0, 0.0)
 
 

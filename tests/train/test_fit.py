@@ -21,6 +21,7 @@ from tests.train.problems import (
     NET,
     OBJECTIVE,
     OPTIMIZER,
+    ROUNDING,
     N,
     assert_close,
     assert_same,
@@ -29,9 +30,6 @@ from tests.train.problems import (
     fit,
     start,
 )
-
-# One program has the whole loop and another one step: XLA may order sums otherwise in float32.
-CLOSE = 2e-5, 2e-6  # rtol, atol
 
 
 def without_dropout() -> tuple[fnn.Objective, Any]:
@@ -55,14 +53,14 @@ def test_the_steps_are_those_of_step(gradient: str):
             reference, metrics = step(reference, (x[rows], y[rows]))
             losses.append(metrics["loss"])
             sums += np.array([metrics["loss"], metrics["accuracy"]]) * len(rows)
-        np.testing.assert_allclose([history["loss"][epoch], history["accuracy"][epoch]], sums / N, rtol=1e-5)
+        np.testing.assert_allclose([history["loss"][epoch], history["accuracy"][epoch]], sums / N, rtol=1e-6)
         outputs = NET.apply(reference.params, jnp.asarray(x_valid))
         np.testing.assert_allclose(
-            history["valid loss"][epoch], OBJECTIVE(reference.params, (x_valid, y_valid)), rtol=1e-4
+            history["valid loss"][epoch], OBJECTIVE(reference.params, (x_valid, y_valid)), rtol=1e-6
         )
         np.testing.assert_allclose(history["valid accuracy"][epoch], jnp.mean(outputs.argmax(1) == y_valid), rtol=1e-6)
-    assert_close(state, reference, *CLOSE)
-    np.testing.assert_allclose(history.step_loss, losses, rtol=1e-4)
+    assert_close(state, reference, ROUNDING["float32"])
+    np.testing.assert_allclose(history.step_loss, losses, rtol=1e-6)
     assert history["step"].tolist() == [3, 6, 9] and history["epoch"].tolist() == [1, 2, 3]
     assert (np.diff(history["seconds"]) >= 0).all() and history.compile_seconds > 0
 
@@ -120,7 +118,7 @@ def test_hyper_parameters_of_objective_optimizer_and_parameters():
         state, _ = fit(objective=objective, optimizer=optax.adam, params=init, hyper=hyper, gradient=gradient)
         init_key, key = jax.random.split(KEY)
         plain, _ = fit(params=init(init_key, 2.0), key=key, gradient=gradient)
-        assert_close(state.params, plain.params, *CLOSE)
+        assert_close(state.params, plain.params, ROUNDING["float32"])
     with pytest.raises(TypeError, match="no function takes the hyper-parameter 'rate'"):
         fit(optimizer=optax.adam, hyper={"rate": 1.0})
 
@@ -140,18 +138,19 @@ def test_weights_count_in_training_and_validation():
         optimizer=optax.sgd(0.0),
     )
     for name in ("valid loss", "valid accuracy"):  # without noise
-        np.testing.assert_allclose(one[name], two[name], rtol=1e-5)
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-6)
     plain, params = without_dropout()
     a, one = fit((x, y, weight), objective=plain, params=params, shuffle=False, batch_size=N, epochs=2)
     b, two = fit((x[rows], y[rows]), objective=plain, params=params, shuffle=False, batch_size=N + 1, epochs=2)
-    np.testing.assert_allclose(one["accuracy"], two["accuracy"], rtol=1e-5)
-    assert_close(a.params, b.params, *CLOSE)
+    np.testing.assert_allclose(one["accuracy"], two["accuracy"], rtol=1e-6)
+    assert_close(a.params, b.params, ROUNDING["float32"])
 
 
-def test_validation_every_k_epochs_and_after_the_last():
-    _, history = fit(epochs=5, valid_every=2)
+@pytest.mark.parametrize("stream", [False, True])
+def test_validation_every_k_epochs_and_after_the_last(stream: bool):
+    _, history = fit(epochs=5, valid_every=2, stream=stream)
     assert np.isnan(history["valid loss"]).tolist() == [True, False, True, False, False]
-    _, without = fit(epochs=2, valid=None)
+    _, without = fit(epochs=2, valid=None, stream=stream)
     assert list(without) == ["epoch", "step", "seconds", "loss", "accuracy"]
 
 
@@ -210,8 +209,8 @@ def test_bytes_on_the_device_are_scaled_in_the_step(rng: np.random.Generator):
 
     a, one = fit((x, y), prepare=scaled, valid=(x, y))
     b, two = fit((x.astype(np.float32) / 255, y), valid=(x.astype(np.float32) / 255, y))
-    assert_close(a.params, b.params, *CLOSE)
-    np.testing.assert_allclose(one["valid loss"], two["valid loss"], rtol=1e-5)
+    assert_close(a.params, b.params, ROUNDING["float32"])
+    np.testing.assert_allclose(one["valid loss"], two["valid loss"], rtol=1e-6)
     assert set(seen) == {jnp.dtype("uint8")}
 
 
@@ -273,7 +272,20 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "valid": ({"valid": [examples()]}, TypeError, "valid is"),
     "progress": ({"progress": "loud"}, TypeError, '"bar", "lines"'),
     "a Dataset": ({"data": fnn.data.load_digits()}, TypeError, r"data.arrays\(\)"),
-    "lists": ({"data": [[0.0] * 9, [1] * 9]}, RuntimeError, "are two arrays"),
+    "lists": ({"data": [[0.0] * 9, [1] * 9]}, TypeError, r"got list of \(list of \(float, float, float, ...\), list"),
+    "one array": ({"data": X}, TypeError, r"got one array float32\[3, 5\]"),
+    "objects": ({"data": (np.full((3, 5), "a"), Y)}, TypeError, "x holds numbers, got an array of dtype <U1"),
+    "negative weight": ({"data": (X, Y, np.array([1, 1, -1.0]))}, ValueError, "data: weights .* got -1.0 at index 2"),
+    "no weight": ({"data": (X, Y, np.zeros(3))}, ValueError, "data: the weight is zero for every example"),
+    "valid labels": ({"valid": (X, Y + 9)}, ValueError, r"valid: softmax_cross_entropy takes labels in 0..2"),
+    "valid shape": ({"valid": (X[:, :4], Y)}, ValueError, r"valid: "),
+    "valid batch": ({"valid_batch_size": 0}, ValueError, "valid_batch_size is a positive integer, got 0"),
+    "best": ({"checkpoints": fnn.train.Checkpoints("x", best="val_loss")}, ValueError, "got best='val_loss'"),
+    "hyper": ({"hyper": [1e-2]}, TypeError, "hyper is a mapping"),
+    "hyper text": ({"hyper": {"a": "0.1"}}, TypeError, "hyper has numbers by name.*got 'a': '0.1'"),
+    "metric name": ({"metrics": {1: fnn.train.accuracy}}, TypeError, "got 1: "),
+    "a class": ({"augment": fnn.data.augment.Shift}, TypeError, "augment is a function"),
+    "float64": ({"compute_dtype": "float64"}, ValueError, "under jax.enable_x64"),
     "metrics": ({"metrics": fnn.train.accuracy}, TypeError, "metrics is a mapping"),
     "gradient": ({"gradient": lambda objective: None}, TypeError, "has_aux is no argument"),
     "dtype": ({"compute_dtype": "int8"}, ValueError, "compute_dtype is a floating dtype, .* got 'int8'"),

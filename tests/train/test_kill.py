@@ -11,6 +11,8 @@ from tests.train import killed
 
 pytest.importorskip("orbax.checkpoint")
 
+pytestmark = pytest.mark.once
+
 KILLS = 30
 EVERY_STEPS = 4
 

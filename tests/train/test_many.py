@@ -9,11 +9,9 @@ import pytest
 
 import funcnn as fnn
 from funcnn.train import many
-from tests.train.problems import BATCH, METRICS, NET, OBJECTIVE, assert_close, examples
+from tests.train.problems import BATCH, METRICS, NET, OBJECTIVE, ROUNDING, assert_close, examples
 
 GRID = {"scale": [0.5, 2.0], "learning_rate": [1e-3, 1e-2]}
-# Side by side, sums over a batch are taken in another order than alone: rounding, which tens of steps make larger.
-TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
 
 
 def init(key: jax.Array, scale: Any) -> Any:
@@ -43,9 +41,9 @@ def test_each_run_is_a_run_of_fit(strategy: Any, dtype: str):
             valid=examples(10, seed=1), metrics=METRICS, progress=None,
         )  # fmt: skip
         state, got = ensemble.run(**hyper, seed=seed)
-        assert_close(state.params, single.params, TOLERANCE[dtype], TOLERANCE[dtype] / 10)
+        assert_close(state.params, single.params, ROUNDING[dtype])
         for name in ("loss", "accuracy", "valid loss", "valid accuracy"):
-            np.testing.assert_allclose(got[name], history[name], rtol=TOLERANCE[dtype])
+            np.testing.assert_allclose(got[name], history[name], rtol=ROUNDING[dtype])
 
 
 def test_seeds_and_groups_may_be_any_number(monkeypatch: pytest.MonkeyPatch):
@@ -95,12 +93,49 @@ def test_table_plot_and_best_show_runs_that_diverged():
         ensemble.run(seed=0)
 
 
+def test_a_run_is_found_by_its_own_seed_and_nothing_near():
+    ensemble = fit_many(seeds=[1234567, 1234568], epochs=1, grid={"scale": [1.0], "learning_rate": [1e-2]})
+    where = {"scale": 1.0, "learning_rate": 1e-2}
+    for i, seed in enumerate((1234567, 1234568)):
+        assert ensemble.run(**where, seed=seed)[1]["loss"][0] == ensemble["loss"][0, 0, i, 0]
+    with pytest.raises(KeyError, match="seed 1234569"):
+        ensemble.run(**where, seed=1234569)
+
+
+def test_where_no_validation_is_finite_the_last_state_comes_back_as_from_fit():
+    x, y = examples(10, seed=1)
+    poisoned = (np.concatenate([x[:8], np.full_like(x[8:], np.nan)]), y)  # beyond the batch that is looked at first
+    stopping = fnn.train.EarlyStopping(2)
+    options: dict[str, Any] = {"epochs": 9, "early_stopping": stopping, "valid": poisoned}
+    ensemble = fit_many(**options, seeds=[4], grid={"scale": [1.0], "learning_rate": [1e-2]}, strategy="map")
+    with pytest.warns(UserWarning, match="the validation loss after epoch 1 is nan"):
+        state, history = fnn.train.fit(
+            OBJECTIVE, optax.adam, init, examples(), batch_size=BATCH, key=jax.random.key(4), metrics=METRICS,
+            hyper={"scale": 1.0, "learning_rate": 1e-2}, progress=None, **options,
+        )  # fmt: skip
+    got, seen = ensemble.run(scale=1.0, learning_rate=1e-2, seed=4)
+    assert history["epoch"].tolist() == seen["epoch"].tolist() == [1, 2], "a NaN is no better value"
+    assert history.best_epoch is None and seen.best_epoch is None
+    assert got.step >= 6 and state.step >= 6, "the trained state, and not that of the beginning"
+    with pytest.raises(ValueError, match="no point of the grid has a finite 'valid loss'"):
+        ensemble.best("valid loss")
+
+
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "strategy": ({"strategy": "pmap"}, ValueError, '"auto", "vmap", "map" or a number'),
     "params": ({"params": ()}, TypeError, "a function of a key"),
     "grid": ({"grid": {"rate": [1.0], "scale": [1.0]}}, TypeError, "'rate'"),
-    "empty": ({"grid": {"scale": []}}, ValueError, "at least one value"),
-    "seeds": ({"seeds": 0}, ValueError, "at least one value"),
+    "empty": ({"grid": {"scale": []}}, ValueError, "grid's 'scale' is a list of numbers"),
+    "text": ({"grid": {"scale": ["a"]}}, ValueError, "grid's 'scale' is a list of numbers"),
+    "no number": ({"grid": {"scale": [1.0, float("nan")]}}, ValueError, "grid's 'scale' is a list of numbers"),
+    "no list": ({"grid": {"scale": 1.0}}, ValueError, "grid's 'scale' is a list of numbers"),
+    "no mapping": ({"grid": [1.0]}, TypeError, "grid is a mapping"),
+    "seed": ({"grid": {"seed": [1]}}, ValueError, "seeds says which"),
+    "seeds": ({"seeds": 0}, ValueError, "seeds is a positive integer, got 0"),
+    "seeds of text": ({"seeds": "12"}, ValueError, "seeds is how many, or a list of whole numbers, got '12'"),
+    "seeds between": ({"seeds": [1.5]}, ValueError, "list of whole numbers"),
+    "seeds twice": ({"seeds": [3, 3]}, ValueError, "each once"),
+    "truth": ({"strategy": True}, ValueError, "got True"),
     "stream": ({"data": [examples()]}, TypeError, "data is"),
 }
 

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import funcnn as fnn
-from tests.train.problems import KEY, NET, OBJECTIVE, assert_close, assert_same, examples, fit, start
+from funcnn.train.nonfinite import last_sound
+from tests.train.problems import KEY, NET, OBJECTIVE, ROUNDING, assert_close, assert_same, examples, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def test_the_first_layer_step_and_epoch_are_named(stream: bool):
     assert (error.epoch, error.step, error.path) == (1, i, "0/1")
     assert error.state.step == i and len(error.history.step_loss) == i
     sound, _ = fit(examples_before(i), objective=objective, params=params, shuffle=False, epochs=1, valid=None)
-    assert_close(error.state.params, sound.params, 1e-5)
+    assert_close(error.state.params, sound.params, ROUNDING["float32"])
     assert error.batch[0].shape == (8, 5) and (np.asarray(error.batch[0]) > 8).any()
 
 
@@ -77,6 +78,25 @@ def examples_before(steps: int) -> Any:
     x, y = spiked()
     rows = np.asarray(permutation(order_key(KEY, 0), len(x)))[: 8 * steps]
     return x[rows], y[rows]
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_the_last_sound_step_is_found_wherever_it_is(first: int):
+    """Parameters that are a number: infinite after the step `lost`, which no loss tells until step `failed`."""
+
+    @dataclasses.dataclass
+    class Run:
+        state: Any
+
+    for failed in range(first, first + 9):
+        for lost in [*range(first, failed), failed + 1]:  # lost in a step before, or not at all
+
+            def replay(step: int, lost: int = lost) -> Any:
+                params = {"w": jnp.where(step > lost, jnp.inf, step)}
+                return Run(fnn.train.State(params, (), jnp.asarray(step), KEY))
+
+            step, run = last_sound(replay, first, failed)
+            assert step == run.state.step == min(lost, failed)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -91,25 +111,34 @@ def test_a_gradient_that_was_not_finite_some_steps_before_the_loss(stream: bool)
     with pytest.raises(fnn.train.NonFiniteError) as caught:
         fit((x, y), objective=objective, params=params, stream=stream)
     error = caught.value
-    assert "1 steps after what went wrong in epoch 1, step 1 of it (step 1 of the run)" in str(error)
+    assert "1 step after what went wrong in epoch 1, step 1 of it (step 1 of the run)" in str(error)
     assert "not finite: the gradient of layer '0'" in str(error) or "not finite: the delta" in str(error)
     assert error.path in ("0", "1") and error.step == 0 and error.state.step == 0
     assert_same(error.state.params, params)
 
 
+# Of nine steps the last, after which no loss tells; and the last of a piece: in memory each step is one, since each is
+# saved; of the stream's chunks one has the steps 3 and 4.
+@pytest.mark.parametrize("step", [8, 4])
 @pytest.mark.parametrize("stream", [False, True])
-def test_parameters_that_are_lost_in_the_last_step_are_not_returned(stream: bool):
-    """No loss is computed with them, so that none is NaN."""
-
+def test_parameters_that_are_lost_are_not_kept(stream: bool, step: int, tmp_path: pathlib.Path):
     def last(updates: Any, state: Any, params: Any = None) -> Any:
-        bad = jax.tree.map(lambda u: jnp.where(state == 8, jnp.nan, u), updates)
+        bad = jax.tree.map(lambda u: jnp.where(state == step, jnp.nan, u), updates)
         return bad, state + 1
 
+    pytest.importorskip("orbax.checkpoint")
     breaking = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), last)
-    with pytest.raises(fnn.train.NonFiniteError, match="the parameters at the end are not finite") as caught:
-        fit(optimizer=optax.chain(optax.sgd(0.1), breaking), stream=stream, chunk_steps=2 if stream else None)
-    assert caught.value.step == 8 and caught.value.state.step == 8 and caught.value.epoch == 3
-    assert caught.value.history["epoch"].tolist() == [1, 2]
+    optimizer, chunk_steps = optax.chain(optax.sgd(0.1), breaking), 2 if stream else None
+    with pytest.raises(fnn.train.NonFiniteError, match="the parameters are no longer finite after") as caught:
+        fit(
+            optimizer=optimizer, stream=stream, chunk_steps=chunk_steps,
+            checkpoints=fnn.train.Checkpoints(tmp_path, every_steps=1, every_epochs=None, keep=100),
+        )  # fmt: skip
+    error = caught.value
+    assert error.step == step and error.state.step == step and error.epoch == step // 3 + 1
+    assert error.history["epoch"].tolist() == list(range(1, step // 3 + 1))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(error.state.params))
+    assert max(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == step, "nothing later was saved"
 
 
 def test_what_comes_after_an_early_stop_is_not_looked_at():
@@ -122,6 +151,26 @@ def test_what_comes_after_an_early_stop_is_not_looked_at():
     assert state.step == 3 and history["epoch"].tolist() == [1, 2] and len(history.step_loss) == 6
 
 
+def test_an_update_that_is_not_finite_is_the_optimizers():
+    with pytest.raises(fnn.train.NonFiniteError, match="not finite: the optimizer's update, or the penalty's gradient"):
+        fit(optimizer=optax.sgd(float("nan")))
+
+
+def test_a_batch_without_weight_is_named():
+    x, y = examples()
+    weight = np.ones(len(x), np.float32)
+    weight[8:16] = 0
+    with pytest.raises(fnn.train.NonFiniteError, match=r"step 2 .*the weights of all examples in the batch are 0"):
+        fit((x, y, weight), shuffle=False)
+    _, history = fit((x, y, weight), epochs=1, batch_size=22, valid=(x, y, weight), valid_batch_size=8)
+    whole, kept = fnn.train.evaluate, weight > 0
+    state, _ = fit((x, y, weight), epochs=1, batch_size=22)
+    assert whole(OBJECTIVE, state.params, (x, y, weight), batch_size=8) == pytest.approx(
+        whole(OBJECTIVE, state.params, (x[kept], y[kept]), batch_size=3), rel=1e-6
+    ), "in validation such a batch counts nothing"
+    assert np.isfinite(history["valid loss"]).all()
+
+
 def test_labels_that_are_no_class_are_named():
     x, y = examples()
     y[20] = 7
@@ -130,19 +179,6 @@ def test_labels_that_are_no_class_are_named():
     ) as caught:
         fit((x, y), shuffle=False)
     assert caught.value.step == 2 and caught.value.path is None
-
-
-def test_infinite_parameters_and_batches_are_named():
-    from funcnn.train.nonfinite import first_nonfinite
-
-    params, batch = start(), examples(8)
-    params[0]["w"] = params[0]["w"].at[2, 3].set(jnp.nan)
-    path, what = first_nonfinite(OBJECTIVE, params, batch, KEY)
-    assert path is None and what == ("the parameter params[0]['w']: 1 of 40 numbers, the first nan at [2, 3]")
-    x, y = batch
-    x[1, 2] = np.inf
-    path, what = first_nonfinite(OBJECTIVE, start(), (x, y), KEY)
-    assert path is None and what.startswith("x of the batch: 1 of 40 numbers, the first inf at [1, 2]")
 
 
 def test_the_state_before_is_saved_where_checkpoints_are_on(tmp_path: pathlib.Path):

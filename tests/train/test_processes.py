@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint")
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

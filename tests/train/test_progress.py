@@ -65,7 +65,7 @@ def test_ones_own_is_told_everything():
     assert told[0] == ("begin", 9, 3, 0) and told[-2:] == [(9, 3), "end"]
     told.clear()
     fit(progress=Mine(), stream=True, chunk_steps=2)
-    assert told[0] == ("begin", 9, 3, 0) and told[-2:] == [(9, 3), "end"] and len(told) == 2 + 3 * (2 + 1)
+    assert told[0] == ("begin", 9, 3, 0) and told[-2:] == [(9, 3), "end"] and len(told) == 2 + 3 * 2
 
 
 def test_the_end_is_told_when_training_fails():

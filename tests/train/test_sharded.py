@@ -14,6 +14,7 @@ from funcnn.train import loop
 from funcnn.train.fit import monitoring
 from funcnn.train.placement import place
 from funcnn.train.steps import Recipe
+from tests.train.problems import ROUNDING, assert_close
 
 NET = fnn.Serial(fnn.Dense(16), fnn.Relu(), fnn.Dense(8), fnn.Tanh(), fnn.Dropout(0.25), fnn.Dense(4))
 OBJECTIVE = fnn.Objective(NET, fnn.losses.softmax_cross_entropy, fnn.penalties.l2(1e-3))
@@ -33,12 +34,6 @@ def mesh_of(mode: AxisType) -> jax.sharding.Mesh:
 
 def digits(rng: np.random.Generator, n: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((n, 6)).astype(dtype), rng.integers(0, 4, n).astype(np.int32)
-
-
-def assert_close(got: Any, want: Any, tolerance: float) -> None:
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
-        error = np.abs(np.asarray(a) - np.asarray(b)).max() / max(1.0, np.abs(np.asarray(b)).max())
-        assert error <= tolerance, (jax.tree_util.keystr(path), error)
 
 
 @pytest.mark.parametrize("gradient", ["autodiff", "backprop"])
@@ -97,7 +92,32 @@ def test_every_optimizer_goes_on_a_mesh(name: str, rng: np.random.Generator, key
         mesh=mesh_of(AxisType.Auto), param_sharding=fnn.train.fully_sharded("data"),
     )  # fmt: skip
     alone, _ = fnn.train.fit(OBJECTIVE, OPTIMIZERS[name], params, data, epochs=1, batch_size=16, key=key, progress=None)
-    assert_close(state.params, alone.params, 1e-4)  # lbfgs and adafactor divide by small numbers
+    assert_close(state.params, alone.params, ROUNDING["float32"])
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+@pytest.mark.parametrize("sharding", PLACEMENTS.values(), ids=PLACEMENTS.keys())
+def test_what_comes_back_from_a_mesh_is_evaluated_and_exported(
+    sharding: Any, mode: AxisType, rng: np.random.Generator, key: jax.Array
+):
+    data = digits(rng, 32, "float32")
+    state, _ = fnn.train.fit(
+        OBJECTIVE, OPTIMIZER, NET.init(key, (6,)), data, epochs=1, batch_size=16, key=key, progress=None,
+        mesh=mesh_of(mode), param_sharding=sharding,
+    )  # fmt: skip
+    alone = jax.device_get(state.params)
+    found, want = (fnn.train.evaluate(OBJECTIVE, params, data, batch_size=10) for params in (state.params, alone))
+    assert found == want
+    program = fnn.export(NET, state.params, (6,))
+    np.testing.assert_allclose(program(data[0]), NET.apply(alone, jax.numpy.asarray(data[0])), rtol=1e-5, atol=1e-6)
+
+
+def test_the_state_of_an_optimizer_goes_where_its_own_parameter_is():
+    """Not where another one of the same shape is."""
+    params = {"a": {"w": np.zeros((8, 8))}, "b": {"w": np.zeros((8, 8))}}
+    specs = {"a": {"w": jax.P("data")}, "b": {"w": jax.P(None, "model")}}
+    where = place(mesh_of(AxisType.Auto), None, specs, params, optax.adam(1e-2))
+    assert where.opt_state == (jax.P(), *where.params, *where.params) and where.params[0] != where.params[1]
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

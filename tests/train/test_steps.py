@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import funcnn as fnn
-from tests.train.problems import KEY, NET, OBJECTIVE, assert_close, assert_same, examples, start
+from tests.train.problems import KEY, NET, OBJECTIVE, ROUNDING, assert_close, assert_same, examples, start
 
 OPTIMIZERS: dict[str, optax.GradientTransformation] = {
     "sgd": optax.sgd(0.1),
@@ -52,9 +52,26 @@ def test_a_step_is_gradient_update_and_nothing_else(name: str):
         reference = fnn.train.State(params, opt_state, reference.step + 1, reference.key)
         state, metrics = step(state, batch)
         np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
-    assert_close(state.params, reference.params, 1e-5, 1e-6)  # float32, in two programs
+    assert_close(state.params, reference.params, ROUNDING["float32"])
     assert state.step == 3
     assert step._cache_size() == 1, "traced once: no state of a weak type"
+
+
+@pytest.mark.parametrize("gradient", ["autodiff", "backprop"])
+def test_an_optimizer_that_asks_is_given_the_function_that_was_differentiated(gradient: str):
+    """Of the same batch with the same dropout: its value and gradient at the parameters are those of the step."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, value: Any, grad: Any, value_fn: Any, **_: Any) -> Any:
+        again, slope = jax.value_and_grad(value_fn)(params)
+        errors = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), (again, slope, slope), (value, grad, updates))
+        return updates, jnp.maximum(state, jnp.stack(jax.tree.leaves(errors)).max())
+
+    as_optax: Any = update
+    asking = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(()), as_optax)
+    step, state = fnn.train.step(OBJECTIVE, asking, gradient), fnn.train.start(asking, start(), KEY)
+    for _ in range(3):
+        state, _ = step(state, examples(8))
+    assert state.opt_state < ROUNDING["float32"]
 
 
 def own_gradient(objective: fnn.Objective, has_aux: bool = False) -> Any:
@@ -74,7 +91,7 @@ def test_gradient_functions_swap():
         states.append(state)
         assert sorted(metrics) == ["accuracy", "loss"] and 0 <= metrics["accuracy"] <= 1
     for state in states[1:]:
-        assert_close(state.params, states[0].params, 1e-5, 1e-7)
+        assert_close(state.params, states[0].params, ROUNDING["float32"])
 
 
 def test_the_state_is_used_up_and_the_parameters_are_not():
@@ -94,7 +111,7 @@ def test_a_weighted_batch_counts_by_weight():
     params = net.init(jax.random.key(1), (5,))
     twice, one = step(fnn.train.start(optimizer, params, KEY), (x[[0, 0, 1]], y[[0, 0, 1]]))
     weighted, two = step(fnn.train.start(optimizer, params, KEY), (x[:2], y[:2], np.array([2, 1], np.float32)))
-    assert_close((twice.params, one), (weighted.params, two), 1e-5, 1e-7)
+    assert_close((twice.params, one), (weighted.params, two), ROUNDING["float32"])
 
 
 def test_augmentation_gets_a_key_of_its_own_each_step():
@@ -112,6 +129,29 @@ def test_augmentation_gets_a_key_of_its_own_each_step():
         state, _ = step(state, batch)
     jax.effects_barrier()
     assert len(seen) == len(set(seen)) == 6
+
+
+@pytest.mark.parametrize("name", ["augment", "prepare"])
+def test_what_a_function_does_to_a_batch_is_checked(name: str):
+    x, y = examples(8)
+    batch = x, y, np.ones(8, np.float32)
+    for change in (lambda batch: batch[:2], lambda batch: [a[:4] for a in batch], lambda batch: batch[0]):
+        function = change if name == "prepare" else lambda key, batch, change=change: change(batch)
+        with pytest.raises(ValueError, match=rf"{name}, .* given a batch \(x, y, weight\) of 8 examples"):
+            step_of(**{name: function})(fnn.train.start(optax.sgd(0.1), start(), KEY), batch)
+    with pytest.raises(TypeError) as caught:
+        step_of(**{name: lambda: None})(fnn.train.start(optax.sgd(0.1), start(), KEY), batch)
+    assert f"(in {name}, " in caught.value.__notes__[0]
+
+
+def test_a_state_of_another_optimizer_and_no_state_are_named():
+    step = step_of()
+    with pytest.raises(TypeError, match="the state is of another optimizer than the step's"):
+        step(fnn.train.start(optax.adam(1e-2), start(), KEY), examples(8))
+    with pytest.raises(TypeError, match=r"a step takes a state.*got \(\{"):
+        step(start(), examples(8))
+    with pytest.raises(TypeError, match=r"start\(optimizer, params, key\), where .* got \(\{"):
+        fnn.train.start(start(), optax.sgd(0.1), KEY)
 
 
 def test_max_norm_holds_each_unit(key: jax.Array):

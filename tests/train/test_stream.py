@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import funcnn as fnn
+from funcnn.train import source
 from funcnn.train.progress import Silence
 from tests.train.problems import BATCH, OBJECTIVE, N, assert_same, assert_same_history, examples, fit
 
@@ -44,6 +45,13 @@ def test_arrays_give_the_numbers_of_memory(kind: str, chunk_steps: int, in_memor
         assert_same_history(seen, history)
 
 
+def test_the_time_of_compilation_is_told_apart():
+    """Nine steps of this network, and validations of it, take far less time than compiling them."""
+    own = OBJECTIVE.replace(penalty=fnn.penalties.l2(2e-3))  # of this test alone, so that it is compiled here
+    _, history = fit(objective=own, stream=True)
+    assert 0 < history["seconds"][-1] < history.compile_seconds
+
+
 def test_float64_stays_float64_on_the_way():
     """Chunks are put together on a thread, and x64 is switched on for one thread only."""
     with jax.enable_x64(True):
@@ -65,7 +73,7 @@ def test_a_generator_is_one_epoch_in_few_dispatches(in_memory: Any):
 
     state, _ = fit((batch for batch in batches), epochs=1, progress=Told())
     assert_same(state.params, fit(batches, epochs=1)[0].params)
-    assert pieces == [3, 3], "all steps in one, and the end of the epoch"
+    assert pieces == [3], "all steps in one"
 
 
 def batches_of(sizes: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -149,6 +157,72 @@ def test_a_failing_source_is_named_and_nothing_is_lost(name: str):
     assert caught.value.state.step >= 1, "what was trained before is there"
     assert caught.value.history["epoch"].tolist() == [1]
     assert not [t for t in threading.enumerate() if t.name == "funcnn-prefetch"], "the thread has ended"
+
+
+def test_a_source_may_fill_the_same_arrays_again(in_memory: Any):
+    x, y = examples()
+
+    def batches(epoch: int) -> Iterator[Any]:
+        held = np.empty((8, 5), np.float32), np.empty(8, np.int32)
+        for begin in (0, 8):
+            for array, data in zip(held, (x, y), strict=True):
+                array[:] = data[begin : begin + 8]
+            yield held
+        yield x[16:], y[16:]
+
+    assert_same(fit(batches, chunk_steps=3)[0], in_memory[1][0])
+
+
+@pytest.mark.parametrize("data", ["arrays", "batches"])
+def test_a_chunk_is_no_larger_than_an_epoch(data: str, monkeypatch: pytest.MonkeyPatch):
+    shapes = set()
+    stacked = source._stacked
+    monkeypatch.setattr(source, "_stacked", lambda held, steps, first: shapes.add(steps) or stacked(held, steps, first))
+    fit(
+        examples() if data == "arrays" else iter(batches_of([8, 8, 6])),
+        epochs=1,
+        stream=True,
+        chunk_steps=10**9,
+        valid=None,
+    )
+    assert max(shapes) == 3
+
+
+def test_arrays_of_a_stream_are_checked_too():
+    x, y = examples()
+    with pytest.raises(ValueError, match=r"one row per example.*\(22, 5\), \(10,\)"):
+        fit((x, y[:10]), stream=True)
+    with pytest.raises(fnn.train.DataStreamError, match="validation, batch 1: 10 examples, where batch_size is 8"):
+        fit(batches_of([8]), valid=[examples(10)])
+
+
+def test_the_thread_ends_with_a_run_that_failed():
+    x, y = examples()
+    y[3] = 9
+    with pytest.raises(fnn.train.NonFiniteError) as caught:
+        fit([(x[8:16], y[8:16]), (x[:8], y[:8]), (x[8:16], y[8:16])] * 20, chunk_steps=1)
+    assert caught.value.step == 1
+    assert not [t for t in threading.enumerate() if t.name == "funcnn-prefetch"]
+
+
+def test_shards_are_indexed_like_arrays(tmp_path: pathlib.Path):
+    x, y = examples()
+    fnn.data.write_shards(tmp_path, x, y, rows=5)
+    rows = fnn.data.Shards(tmp_path).arrays[0]
+    for index in ([-1, 3], np.arange(N) > 15, slice(3, 20, 4), 7, -2, np.zeros(0, int)):
+        np.testing.assert_array_equal(rows[index], x[index], strict=True)
+    assert_same(fit(fnn.data.Shards(tmp_path).arrays)[0], fit()[0])
+
+
+def test_a_gap_in_the_shards_is_named(tmp_path: pathlib.Path):
+    fnn.data.write_shards(tmp_path, *examples(), rows=5)
+    np.save(tmp_path / "y-00001.npy", np.zeros(4, np.int32))
+    with pytest.raises(fnn.data.DataError, match=r"x-00001.npy has 5 rows and y-00001.npy has 4"):
+        fnn.data.Shards(tmp_path)
+    for name in "xy":
+        (tmp_path / f"{name}-00001.npy").unlink()
+    with pytest.raises(fnn.data.MissingDataError, match=r"of the shards 0 to 4, \[1\] are missing"):
+        fnn.data.Shards(tmp_path)
 
 
 def test_a_truncated_shard_is_named(tmp_path: pathlib.Path):

@@ -5,21 +5,25 @@ from funcnn.backprop.rules import (
     activation,
     compose,
     dense,
+    feedback,
     graph,
     losses,
     maxout,
     noise,
     penalties,
     rbf,
+    repeat,
     shape,
     wrappers,
 )
 
 RULES = Rules(
     dense.RULES
+    | feedback.RULES
     | activation.RULES
     | maxout.RULES
     | rbf.RULES
+    | repeat.RULES
     | noise.RULES
     | shape.RULES
     | compose.RULES

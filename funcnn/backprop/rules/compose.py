@@ -3,12 +3,14 @@
 The chain rule of a graph: where a value is used several times, the gradients of its uses are added.
 """
 
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from funcnn.backprop.outer import Addend
 from funcnn.backprop.rule import Context, Rule, Static, has_params
 from funcnn.compose import Branches, Parallel, Residual, Serial, join
 from funcnn.layer import Params
@@ -55,19 +57,46 @@ def split(how: str, dy: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
     if how == "add":
         return [dy] * len(widths)
     ends = [sum(widths[: i + 1]) for i in range(len(widths))]
-    return [lax.slice_in_dim(dy, end - width, end, axis=-1) for width, end in zip(widths, ends, strict=True)]
+    return [piece(dy, end - width, end) for width, end in zip(widths, ends, strict=True)]
+
+
+def piece(dy: Any, begin: int, end: int) -> Any:
+    """dy[..., begin:end]."""
+    return dy.piece(begin, end) if isinstance(dy, Addend) else lax.slice_in_dim(dy, begin, end, axis=-1)
 
 
 def total(gradients: list[Any]) -> Any:
     """The sum of gradients of one structure."""
     first, *rest = gradients
     for gradient in rest:
-        first = jax.tree.map(jnp.add, first, gradient)
+        first = jax.tree.map(operator.add, first, gradient, is_leaf=lambda node: isinstance(node, Addend))
     return first
 
 
+def serial_tangent(net: Serial, params: Params, residuals: Any, v: Params, vx: Any, ctx: Context) -> Any:
+    """vz^{l+1} = (dz^{l+1}/dz^l) vz^l + (dz^{l+1}/dparams^l) v^l, from the first layer to the last."""
+    for part, direction, kept in zip(net.parts(params), net.parts(v), residuals, strict=True):
+        vx = ctx.tangent(part, kept, direction.params, vx)
+    return vx
+
+
+def branches_tangent(net: Branches, params: Params, residuals: Any, v: Params, vx: Any, ctx: Context) -> Any:
+    """vy = the sum, or the concatenation, of those of the branches."""
+    kept, _ = residuals
+    parts = zip(net.parts(params), net.parts(v), kept, strict=True)
+    vys = [ctx.tangent(part, r, direction.params, vx) for part, direction, r in parts]
+    return join_tangents(net.join, vys, [r[1].value[1] for r in kept], net)
+
+
+def join_tangents(how: str, tangents: list[Any], likes: list[tuple[tuple[int, ...], Any]], owner: Any) -> Any:
+    """`compose.join` of tangents, None where one is zero, of values of these shapes and dtypes; None where all are."""
+    if all(vy is None for vy in tangents):
+        return None
+    return join(how, [jnp.zeros(*like) if v is None else v for v, like in zip(tangents, likes, strict=True)], owner)
+
+
 RULES = {
-    Serial: Rule(serial_fwd, serial_bwd),
-    Residual: Rule(branches_fwd, branches_bwd),
-    Parallel: Rule(branches_fwd, branches_bwd),
+    Serial: Rule(serial_fwd, serial_bwd, tangent=serial_tangent),
+    Residual: Rule(branches_fwd, branches_bwd, tangent=branches_tangent),
+    Parallel: Rule(branches_fwd, branches_bwd, tangent=branches_tangent),
 }

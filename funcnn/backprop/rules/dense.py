@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from funcnn.backprop.outer import Outer
 from funcnn.backprop.rule import Context, Rule
 from funcnn.layer import Params
-from funcnn.layers.dense import Dense
+from funcnn.layers.dense import Dense, product
 
 
 def weight_gradient(x: jax.Array, dz: jax.Array, w: jax.Array) -> jax.Array:
@@ -57,4 +58,33 @@ def dense_bwd(layer: Dense, params: Params, x: jax.Array, dz: jax.Array, ctx: Co
     return grads, input_gradient(dz, params["w"], x) if ctx.need_dx else None
 
 
-RULES = {Dense: Rule(dense_fwd, dense_bwd)}
+def dense_rows(layer: Dense, params: Params, x: jax.Array, dz: jax.Array, ctx: Context) -> Params:
+    """dw_n = x_n dz_n^T,  db_n = dz_n: the sums of `dense_bwd` before they are taken."""
+    rows = {"w": Outer.of(params["w"], x, dz)}
+    return rows | {"b": Outer.of(params["b"], None, dz)} if layer.bias else rows
+
+
+def dense_tangent(layer: Dense, params: Params, x: jax.Array, v: Params, vx: Any, ctx: Context) -> jax.Array:
+    """vz = vx w + x vw + vb."""
+    if vx is None:
+        return layer.apply(v, x)
+    vz = product(vx, params["w"])
+    return vz if v is None else layer.apply(v, x) + vz
+
+
+def dense_second(
+    layer: Dense, params: Params, x: jax.Array, dz: jax.Array, v: Params, vx: Any, ctx: Context
+) -> tuple[Params, Any]:
+    """dw' = sum_n vx_n dz_n^T,  db' = 0,  dx' = dz vw^T: z is linear in w and in x, and not in both."""
+    return affine_second(params, x, dz, v, vx, ctx)
+
+
+def affine_second(params: Params, x: jax.Array, dz: jax.Array, v: Params, vx: Any, ctx: Context) -> tuple[Params, Any]:
+    """`dense_second` for weights w (D, *out) and biases."""
+    grads = None
+    if vx is not None:
+        grads = jax.tree.map(jnp.zeros_like, params) | {"w": weight_gradient(vx, dz, params["w"])}
+    return grads, input_gradient(dz, v["w"], x) if ctx.need_dx and v is not None else None
+
+
+RULES = {Dense: Rule(dense_fwd, dense_bwd, dense_rows, dense_tangent, dense_second, affine=True)}

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from funcnn.backprop.rule import Context, Rule, Static, has_params
-from funcnn.backprop.rules.compose import split, total
+from funcnn.backprop.rules.compose import join_tangents, split, total
 from funcnn.graph import INPUT, Graph
 from funcnn.layer import Params
 
@@ -49,4 +49,16 @@ def graph_bwd(net: Graph, params: Params, residuals: Any, dy: jax.Array, ctx: Co
     return dparams, total(deltas[INPUT]) if ctx.need_dx else None
 
 
-RULES = {Graph: Rule(graph_fwd, graph_bwd)}
+def graph_tangent(net: Graph, params: Params, residuals: Any, v: Params, vx: Any, ctx: Context) -> Any:
+    """vz_j = (dz_j/dparams_j) v_j + (dz_j/dx_j) times the join of the tangents of its inputs, in forward order."""
+    tangents = {INPUT: vx}
+    entries = zip(net.parts(params), net.parts(v), net.nodes, residuals, strict=True)
+    for part, direction, (name, node), (kept, widths) in entries:
+        shape, dtype = kept[1].value[0]  # of what was joined
+        likes = [((*shape[:-1], width) if node.join == "concat" else shape, dtype) for width in widths.value]
+        joined = join_tangents(node.join, [tangents[source] for source in node.inputs], likes, node)
+        tangents[name] = ctx.tangent(part, kept, direction.params, joined)
+    return tangents[net.output]
+
+
+RULES = {Graph: Rule(graph_fwd, graph_bwd, tangent=graph_tangent)}

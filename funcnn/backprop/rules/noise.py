@@ -1,5 +1,6 @@
 """The rules of `layers/noise.py`: nothing is kept, for the key makes the same numbers again."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,4 +30,19 @@ def gaussian_noise_bwd(
     return (), dy
 
 
-RULES = {Dropout: Rule(noise_fwd, dropout_bwd), GaussianNoise: Rule(noise_fwd, gaussian_noise_bwd)}
+def same(bwd: Callable[..., tuple[Params, Any]]) -> Callable[..., jax.Array]:
+    """The tangent, where the Jacobian is diagonal: what bwd does with dy."""
+    return lambda layer, params, nothing, v, vx, ctx: bwd(layer, params, nothing, vx, ctx)[1]
+
+
+def linear(*arguments: Any) -> tuple[Params, None]:
+    """The second derivative of what is linear in x: 0."""
+    return (), None
+
+
+RULES = {
+    Dropout: Rule(noise_fwd, dropout_bwd, tangent=same(dropout_bwd), second=linear, elementwise=True),
+    GaussianNoise: Rule(
+        noise_fwd, gaussian_noise_bwd, tangent=same(gaussian_noise_bwd), second=linear, elementwise=True
+    ),
+}

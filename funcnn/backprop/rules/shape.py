@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from funcnn.backprop.rule import Context, Rule, Static
+from funcnn.backprop.rules.noise import linear
 from funcnn.layer import Layer, Params
 from funcnn.layers.shape import Flatten, Reshape
 
@@ -19,4 +20,10 @@ def reshape_bwd(layer: Layer, params: Params, shape: Static, dy: jax.Array, ctx:
     return (), dy.reshape(shape.value)
 
 
-RULES = {Flatten: Rule(reshape_fwd, reshape_bwd), Reshape: Rule(reshape_fwd, reshape_bwd)}
+def reshape_tangent(layer: Layer, params: Params, shape: Static, v: Params, vx: jax.Array, ctx: Context) -> jax.Array:
+    """vy is vx in y's shape."""
+    return layer.apply(params, vx)
+
+
+RULE = Rule(reshape_fwd, reshape_bwd, tangent=reshape_tangent, second=linear, elementwise=True)
+RULES = {Flatten: RULE, Reshape: RULE}

@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from funcnn.backprop.rule import Context, Rule, Static
-from funcnn.layer import Params
+from funcnn.layer import Params, float_dtype
 from funcnn.wrappers import Cast, WeightNoise
 
 
@@ -22,7 +23,7 @@ def cast_bwd(net: Cast, params: Params, residuals: Any, dy: jax.Array, ctx: Cont
     inside, outside = dtypes.value
     (part,) = net.parts(params)
     dparams, dx = ctx.bwd(part, kept, dy.astype(inside), ctx.need_dx)
-    dparams = jax.tree.map(lambda g, p: g.astype(p.dtype), dparams, params)
+    dparams = jax.tree.map(lambda p, g: g.astype(p.dtype), params, dparams)
     return dparams, dx.astype(outside) if ctx.need_dx else None
 
 
@@ -38,4 +39,21 @@ def weight_noise_bwd(net: WeightNoise, params: Params, kept: Any, dy: jax.Array,
     return ctx.bwd(part, kept, dy, ctx.need_dx)
 
 
-RULES = {Cast: Rule(cast_fwd, cast_bwd), WeightNoise: Rule(weight_noise_fwd, weight_noise_bwd)}
+def cast_tangent(net: Cast, params: Params, residuals: Any, v: Params, vx: Any, ctx: Context) -> Any:
+    """The tangent of the layer in its dtype, cast back to that of y."""
+    kept, dtypes = residuals
+    (part,), (direction,) = net.parts(params), net.parts(v)
+    vy = ctx.tangent(part, kept, direction.params, None if vx is None else vx.astype(net.dtype))
+    return None if vy is None else vy.astype(float_dtype(jnp.zeros((), dtypes.value[1])))
+
+
+def weight_noise_tangent(net: WeightNoise, params: Params, kept: Any, v: Params, vx: Any, ctx: Context) -> Any:
+    """The layer's own at w + n, for d(w + n)/dw = 1."""
+    (part,), (direction,) = net.parts(net.perturb(params, ctx.key, ctx.train)), net.parts(v)
+    return ctx.tangent(part, kept, direction.params, vx)
+
+
+RULES = {
+    Cast: Rule(cast_fwd, cast_bwd, tangent=cast_tangent),
+    WeightNoise: Rule(weight_noise_fwd, weight_noise_bwd, tangent=weight_noise_tangent),
+}

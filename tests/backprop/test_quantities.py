@@ -1,0 +1,228 @@
+"""Quantities of examples and of curvature against their slow definitions, which form every matrix whole."""
+
+import itertools
+from typing import Any
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+
+import funcnn as fnn
+from funcnn.backprop import RULES, Outer, quantities
+from funcnn.backprop.outer import activity_moment
+from tests.backprop import dense
+from tests.backprop.test_random_networks import SEEDS, draw_regression, fewer, graphs, layers
+from tests.problems import NETWORKS, NetworkProblem
+
+# In float64, of the largest number of the quantity (of 1, where all are smaller). Both sides sum some hundred numbers.
+TOLERANCE = 1e-10
+# The networks that are compared with whole matrices, which take long to compile: of each kind of layer, loss and graph.
+WHOLE = [
+    "logistic-regression", "log-softmax-nll", "sigmoid-mlp-mse", "relu-mlp-l1-l2", "learned-variance", "maxout-mlp",
+    "rbf-network", "image-prelu-net", "residual-tower", "every-activation", "graph-shared",
+]  # fmt: skip
+FLOAT32 = {"every-activation": 1e-6}  # runs one of its layers in float32
+
+
+def close(got: Any, want: Any, tolerance: float = TOLERANCE) -> None:
+    """Equal to a tolerance; NaN never is."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape
+    error = np.abs(got - want).max(initial=0) / max(1, np.abs(want).max(initial=0))
+    assert error <= tolerance, error
+
+
+def all_close(got: dict[str, Any], want: dict[str, Any], network: str = "") -> None:
+    """`close` for each quantity."""
+    for name, value in want.items():
+        try:
+            close(got[name], value, FLOAT32.get(network, TOLERANCE))
+        except AssertionError as error:
+            raise AssertionError(name) from error
+
+
+def weighted(batch: Any, rng: np.random.Generator) -> Any:
+    """The batch with weights, of which one is 0."""
+    weight = rng.uniform(0.5, 2, len(batch[0]))
+    weight[1] = 0
+    return (*batch, jnp.asarray(weight))
+
+
+def of_examples(objective: fnn.Objective, params: Any, batch: Any) -> tuple[Any, Any]:
+    """Everything that is computed of the rows of the loss; and the same by `vmap(grad)`."""
+    rows = fnn.backprop.rows(objective)(params, batch)
+    g, m = dense.each_gradient(objective, params, batch), dense.shares(batch)
+    g = jnp.where((m > 0)[:, None], g, 0)
+    norms = jnp.linalg.norm(g, axis=1)
+    bound = jnp.median(norms)
+    clipped = (g * jnp.minimum(1, bound / jnp.where(norms > 0, norms, 1))[:, None]).sum(0)
+    value, grads = jax.value_and_grad(objective)(params, batch)
+    got = {
+        "gradients": dense.flat_rows(quantities.gradients(rows)),
+        "squared_norms": quantities.squared_norms(rows),
+        "norms": quantities.norms(rows),
+        "dot_products": quantities.dot_products(rows),
+        "sum_of_squares": dense.flat(quantities.sum_of_squares(rows)),
+        "variance": dense.flat(quantities.variance(rows)),
+        "clipped_sum": dense.flat(quantities.clipped_sum(rows, bound)),
+        "clipped_mean": dense.flat(quantities.clipped_mean(rows, bound)),
+        "value": rows.value,
+        "grads": dense.flat(rows.grads),
+    }
+    want = {
+        "gradients": g,
+        "squared_norms": jnp.square(norms),
+        "norms": norms,
+        "dot_products": g @ g.T,
+        "sum_of_squares": jnp.square(g).sum(0),
+        "variance": (m[:, None] * jnp.square(g - (m @ g)[None])).sum(0),
+        "clipped_sum": clipped,
+        "clipped_mean": clipped / (m > 0).sum(dtype=m.dtype),
+        "value": value,
+        "grads": dense.flat(grads),
+    }
+    return got, want
+
+
+@pytest.mark.parametrize(("name", "weights"), [*((name, True) for name in NETWORKS), ("sigmoid-mlp-mse", False)])
+def test_examples(name: str, weights: bool, key: jax.Array, rng: np.random.Generator):
+    problem = NETWORKS[name]
+    with jax.enable_x64(True):
+        params, batch = problem.draw(key, 5)
+        batch = weighted(batch, rng) if weights else batch
+        got, want = jax.jit(lambda *arguments: of_examples(problem.objective, *arguments))(params, batch)
+    all_close(got, want, name)
+
+
+@fewer
+@given(net=st.one_of(layers(depth=2), graphs(depth=1)), seed=SEEDS)
+def test_examples_of_random_networks(net: fnn.Layer, seed: int):
+    with jax.enable_x64(True):
+        objective, params, batch = draw_regression(net, seed)
+        if not jax.tree.leaves(params):
+            return
+        got, want = jax.jit(lambda *arguments: of_examples(objective, *arguments))(params, batch)
+    all_close(got, want)
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if name != "learned-variance"])
+def test_gauss_newton(name: str, key: jax.Array, rng: np.random.Generator):
+    problem = NETWORKS[name]
+
+    def both(params: Any, batch: Any) -> tuple[Any, Any]:
+        rows = fnn.backprop.rows(problem.objective, of="gauss_newton")(params, batch)
+        each = dense.flat_rows(quantities.gradients(rows), 2)
+        matrix = dense.gauss_newton(problem.objective, params, batch)
+        g = each.reshape(-1, each.shape[-1])
+        got = {
+            "matrix": g.T @ g,
+            "diagonal": dense.flat(quantities.sum_of_squares(rows)),
+            "traces": quantities.squared_norms(rows).sum(),
+            "gram": quantities.dot_products(rows),
+        }
+        return got, {"matrix": matrix, "diagonal": jnp.diag(matrix), "traces": jnp.trace(matrix), "gram": g @ g.T}
+
+    with jax.enable_x64(True):
+        params, batch = problem.draw(key, 4)
+        got, want = jax.jit(both)(params, weighted(batch, rng))
+    all_close(got, want, name)
+
+
+def test_a_learned_variance_has_no_gauss_newton_matrix(key: jax.Array):
+    problem = NETWORKS["learned-variance"]
+    with pytest.raises(fnn.backprop.RuleError, match=r"not convex in its outputs.*of='fisher'"):
+        jax.eval_shape(fnn.backprop.rows(problem.objective, of="gauss_newton"), *problem.draw(key))
+
+
+@pytest.mark.parametrize("name", ["softmax-regression-l2", "logistic-regression", "learned-variance", "tanh-mlp-mae"])
+def test_the_mean_of_the_fisher_rows_is_the_fisher_matrix(name: str, key: jax.Array, rng: np.random.Generator):
+    """E sum_nc g_nc g_nc^T = sum_n m_n J_n^T F_n J_n, F_n the variance of the score of each loss's distribution."""
+    problem, count = NETWORKS[name], 4000
+
+    def both(params: Any, batch: Any, sample_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows = fnn.backprop.rows(problem.objective, of="fisher", samples=count)
+        g = dense.flat_rows(quantities.gradients(rows(params, batch, sample_key=sample_key)), 2)
+        j, h = dense.output_jacobians(problem.objective, params, batch)
+        f = problem.objective.net.apply(params, batch[0])
+        if name == "learned-variance":
+            variance = jnp.concatenate([jnp.exp(-f[:, 2:]), jnp.full((len(f), 2), 0.5)], axis=1)
+            h = jax.vmap(jnp.diag)(variance)
+        elif name == "tanh-mlp-mae":  # the Laplace distribution of scale K = 3 has the score +-1/3
+            h = jnp.broadcast_to(jnp.eye(3) / 9, h.shape)
+        return jnp.einsum("cnp,cnq->pq", g, g), jnp.einsum("n,nkp,nkl,nlq->pq", dense.shares(batch), j, h, j)
+
+    with jax.enable_x64(True):
+        params, batch = problem.draw(key, 4)
+        got, want = jax.jit(both)(params, weighted(batch, rng), key)
+    # Of 4,000 draws, the error of a mean is about 1/60 of its size; five of them.
+    assert np.abs(got - want).max() <= 5 / 60 * np.abs(want).max()
+    assert np.abs(want).max() > 0
+
+
+def blocks(objective: fnn.Objective, params: Any, batch: Any) -> tuple[list[Any], list[Any]]:
+    """Kronecker factors multiplied out, and the Gauss-Newton matrix's own blocks, one for each parameter."""
+
+    def both(params: Any, batch: Any) -> Any:
+        rows = fnn.backprop.rows(objective, of="gauss_newton")(params, batch)
+        return quantities.kronecker_factors(rows), dense.gauss_newton(objective, params, batch)
+
+    factors, matrix = jax.jit(both)(params, batch)
+    each = jax.tree.leaves(factors, is_leaf=lambda node: isinstance(node, quantities.Kronecker))
+    sizes = np.cumsum([0, *(leaf.size for leaf in jax.tree.leaves(params))])
+    return [one.matrix() for one in each], [matrix[a:b, a:b] for a, b in itertools.pairwise(sizes)]
+
+
+def test_kronecker_factors_are_exact_in_deep_linear_networks_with_squared_error(key: jax.Array, x64: None):
+    """There the deltas of the Gauss-Newton matrix do not depend on the example."""
+    net = fnn.Serial(fnn.Dense(4), fnn.Dense(3), fnn.Dense(2))
+    objective = fnn.Objective(net, fnn.losses.squared_error)
+    params, batch = NetworkProblem(objective, (3,), "real").draw(key)
+    for got, want in zip(*blocks(objective, params, batch), strict=True):
+        close(got, want)
+
+
+@pytest.mark.parametrize("name", ["silu-mlp-smoothed", "sigmoid-mlp-mse", "maxout-mlp", "image-prelu-net"])
+def test_kronecker_factors_are_exact_for_one_example_and_one_column(name: str, key: jax.Array, x64: None):
+    """And for several columns, since A does not depend on the column."""
+    problem = NETWORKS[name]
+    params, batch = problem.draw(key, 1)
+    for got, want in zip(*blocks(problem.objective, params, batch), strict=True):
+        close(got, want)
+
+
+def test_layers_without_rows_of_which_nothing_is_known(key: jax.Array, x64: None):
+    """A rule whose residuals have no axis of examples, and autodiff's, with as many examples as inputs and units."""
+
+    def bwd(layer: Any, params: Any, kept: Any, dy: jax.Array, ctx: Any) -> Any:
+        units, x = kept
+        assert units.shape == (4,)
+        return {"w": x.T @ dy, "b": jnp.sum(dy, axis=0)}, dy @ params["w"].T
+
+    mine = fnn.backprop.Rule(lambda layer, params, x, ctx: (layer.apply(params, x), (params["b"], x)), bwd)
+    own = fnn.lift(lambda key, in_shape: {"m": jnp.ones(in_shape)}, lambda params, x: jnp.sin(x * params["m"][None]))
+    objective = fnn.Objective(fnn.Serial(fnn.Dense(4), own, fnn.Dense(4)), fnn.losses.squared_error)
+    params, batch = objective.net.init(key, (4,)), tuple(jax.random.normal(key, (2, 4, 4)))
+    rules = fnn.backprop.Rules(RULES | {"0": mine}, missing="autodiff")
+    got = dense.flat_rows(quantities.gradients(fnn.backprop.rows(objective, rules=rules)(params, batch)))
+    np.testing.assert_allclose(got, dense.each_gradient(objective, params, batch), atol=1e-12)
+
+
+def test_the_moment_of_shifted_activities(rng: np.random.Generator, x64: None):
+    """A of radial basis functions: the mean over examples and units of (a_n - s_b) (a_n - s_b)^T."""
+    a, s, m = rng.normal(size=(5, 1, 3)), rng.normal(size=(4, 3)), rng.dirichlet(np.ones(5))
+    outer = Outer(jnp.asarray(a), jnp.zeros((5, 1, 4)), jnp.asarray(s), (4, 3), True)
+    gap = a - s[None]
+    close(activity_moment(outer, jnp.asarray(m)), np.einsum("n,nbi,nbj->ij", m, gap, gap) / 4)
+
+
+def test_the_score_of_targets_that_do_not_sum_to_one(key: jax.Array, x64: None):
+    """Its variance is the loss's Hessian, sum_k y_k (diag(p) - p p^T)."""
+    loss, count = fnn.losses.softmax_cross_entropy, 20_000
+    rule: Any = fnn.backprop.RULES[type(loss)]
+    z, y = jnp.array([[0.3, -1.0, 0.8]]), jnp.array([[1.0, 0.5, 1.5]])
+    scores = jax.vmap(lambda k: rule.score(loss, y, z, k)[0])(jax.random.split(key, count))
+    want = jax.vmap(lambda u: rule.hessian(loss, y, z, u[None])[0])(jnp.eye(3))
+    assert np.abs(scores.T @ scores / count - want).max() < 5 * 3 / np.sqrt(count)  # each product is 3 at most
