@@ -1,14 +1,14 @@
-"""K-FAC trains a deep autoencoder in fewer steps, and in less time, than the best of momentum and Adam.
+"""K-FAC trains a deep autoencoder in a third of the steps of momentum and Adam, and in less time.
 
 The autoencoder of Hinton and Salakhutdinov (2006), 784-1000-500-250-30-250-500-1000-784 with logistic units and a
-linear code, on the training images of MNIST. Each optimizer is tuned first: short trainings with each of its settings,
-of which the one with the lowest loss is taken. Then momentum and Adam train for many steps, and the lowest loss that
-one of them reaches is the target. The marks: K-FAC reaches it in at most a third of the steps, and in less time.
+linear code, on the training images of MNIST. Momentum and Adam train with each of several learning rates, each for all
+steps; the lowest loss that one of these trainings reaches is the target. K-FAC, with each of several least dampings,
+has a third of the steps to get there. Losses are means over the batches of the last steps.
 """
 
 import dataclasses
 import functools
-import itertools
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -32,18 +32,15 @@ SMOOTHED = 50  # steps over which a loss is the mean of batches'
 Setting = dict[str, float]
 GRIDS: dict[str, list[Setting]] = {
     "momentum": [{"learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2, 3e-2)],
-    "Adam": [{"learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2)],
-    "K-FAC": [
-        {"learning_rate": rate, "damping": damping, "bound": bound}
-        for rate, damping, bound in itertools.product((1.0,), (0.1, 0.3, 1.0), (0.03, 0.1))
-    ],
+    "Adam": [{"learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3, 1e-2)],
+    "K-FAC": [{"least_damping": least} for least in (1e-2, 1e-3, 1e-4)],
 }
 COLORS = {"momentum": BLUE, "Adam": GREEN, "K-FAC": VERMILION}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains an autoencoder by momentum, Adam and K-FAC, each tuned, and counts steps and seconds to one loss.
+    """Trains an autoencoder by momentum, Adam and K-FAC, each in several settings, and counts steps to one loss.
 
     Prints a table, and writes a figure and a JSON record. The exit code is 0 if both marks are reached, 1 if one is
     missed, and 2 if the options or the data files are wrong.
@@ -57,10 +54,8 @@ class Config:
     """Widths of the encoder, the code last; the decoder has them in reverse."""
     batch_size: int = 500
     """Examples a step."""
-    steps: int = 5000
-    """Steps of momentum and of Adam, once they are tuned."""
-    tuning_steps: int = 1000
-    """Steps for each setting of each optimizer."""
+    steps: int = 3000
+    """Steps of momentum and of Adam, with each setting; K-FAC has a third."""
     inverses_every: int = 20
     """Steps of K-FAC from one inversion of its factors to the next."""
     factors_every: int = 5
@@ -74,7 +69,7 @@ class Config:
 
     def check(self) -> None:
         """Raises UsageError for values that no run can have."""
-        counts = (self.batch_size, self.steps, self.tuning_steps, self.inverses_every, self.factors_every, *self.widths)
+        counts = (self.batch_size, self.steps, self.inverses_every, self.factors_every, *self.widths)
         if not self.widths or min(counts) < 1:
             raise record.UsageError("--widths and all counts are positive")
 
@@ -84,10 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = tyro.cli(Config, args=argv, prog="python -m experiments.kfac_autoencoder")
     grids: Mapping[str, list[Setting]] = GRIDS
     if config.smoke:
-        config = dataclasses.replace(
-            config, data="digits", widths=(16, 4), batch_size=100, steps=36, tuning_steps=18, inverses_every=5
-        )
-        grids = {name: settings[-1:] for name, settings in GRIDS.items()}
+        config = dataclasses.replace(config, data="digits", widths=(16, 4), batch_size=100, steps=36, inverses_every=5)
+        grids = {name: settings[1:2] for name, settings in GRIDS.items()}
     with record.one_line_errors(OSError, fnn.data.DataError):
         config.check()
         config.out.mkdir(parents=True, exist_ok=True)
@@ -95,43 +88,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     x = (data.x_train.reshape(len(data.x_train), -1) / data.x_max).astype(np.float32)
     objective = fnn.Objective(autoencoder(config.widths, x.shape[1]), fnn.losses.bernoulli_nll)
     console = record.console()
-    tuning: list[dict[str, Any]] = []
-    chosen: dict[str, Any] = {}
+    tried: dict[str, list[tuple[Setting, np.ndarray]]] = {}
     for name, settings in grids.items():
-        best = np.inf
+        steps = math.ceil(config.steps * STEPS_MARK) if name == "K-FAC" else config.steps
+        tried[name] = []
         for setting in settings:
-            made = optimizer(config, objective, name, setting)
-            loss = float(smoothed(train(config, objective, x, made, config.tuning_steps))[-1])
-            tuning.append({"optimizer": name, "setting": setting, "loss": loss})
-            console.print(f"{name}, {text(setting)}: {loss:.2f} after {config.tuning_steps} steps", highlight=False)
-            if name not in chosen or loss < best:
-                chosen[name], best = (setting, made), loss
-    optimizers = {name: made for name, (_, made) in chosen.items()}
-    chosen = {name: setting for name, (setting, _) in chosen.items()}
-    curves = {name: smoothed(train(config, objective, x, made, config.steps)) for name, made in optimizers.items()}
+            with console.status(f"{name}, {text(setting)}"):
+                curve = smoothed(train(config, objective, x, optimizer(config, objective, name, setting), steps))
+            tried[name].append((setting, curve))
+            console.print(f"{name}, {text(setting)}: {lowest(curve):.2f} in {steps} steps", highlight=False)
+    chosen = choose(tried)
+    curves = {name: curve for name, (_, curve) in chosen.items()}
+    settings_of = {name: setting for name, (setting, _) in chosen.items()}
+    optimizers = {name: optimizer(config, objective, name, setting) for name, setting in settings_of.items()}
     seconds = seconds_a_step(config, objective, x, optimizers)
     found = compared(curves, seconds)
-    console.print(as_table(curves, chosen, seconds, found))
+    console.print(as_table(curves, settings_of, seconds, found))
     console.print(verdict(found), highlight=False)
     path = config.out / f"kfac_autoencoder-{config.data}.json"
-    draw(path.with_suffix(".png"), curves, seconds, found)
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data_dir", "out")}
-    every = max(1, config.steps // 500)
+    draw(path.with_suffix(".png"), tried, curves, seconds, found)
+    about = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data_dir", "out")}
+    every = max(1, config.steps // 300)
+    runs = [
+        {"optimizer": name, "setting": setting, "lowest": lowest(curve), "curve": curve[every - 1 :: every]}
+        for name, each in tried.items()
+        for setting, curve in each
+    ]
     record.write(
         path,
         {
             "command": record.command("experiments.kfac_autoencoder", argv),
             **record.environment(),
-            "config": settings,
-            "tuning": tuning,
-            "chosen": chosen,
+            "config": about,
+            "smoothed_over": SMOOTHED,
+            "chosen": settings_of,
             "seconds_a_step": {name: measure.quartiles(values) for name, values in seconds.items()},
-            "curves": {"every_steps": every, **{name: curve[::every] for name, curve in curves.items()}},
             **found,
+            "curves_every_steps": every,
+            "runs": runs,
         },
     )
     print(f"Figure and record: {path.with_suffix('.png')}, {path}")
     return 0 if found["reached"] else 1
+
+
+def lowest(curve: np.ndarray) -> float:
+    """The lowest loss; infinite where none is finite."""
+    return float(np.min(np.where(np.isfinite(curve), curve, np.inf)))
+
+
+def choose(tried: Mapping[str, Sequence[tuple[Setting, np.ndarray]]]) -> dict[str, tuple[Setting, np.ndarray]]:
+    """The best setting of each: of K-FAC that which is first at the others' lowest loss, else that with the lowest."""
+    best = {name: min(each, key=lambda one: lowest(one[1])) for name, each in tried.items()}
+    target = min(lowest(curve) for name, (_, curve) in best.items() if name != "K-FAC")
+    there = [one for one in tried["K-FAC"] if lowest(one[1]) <= target]
+    return best | ({"K-FAC": min(there, key=lambda one: int(np.argmax(one[1] <= target)))} if there else {})
 
 
 def autoencoder(widths: Sequence[int], pixels: int) -> fnn.Serial:
@@ -150,20 +161,16 @@ def optimizer(
     config: Config, objective: fnn.Objective, name: str, setting: Setting
 ) -> optax.GradientTransformationExtraArgs:
     """One of the three, with its setting."""
-    rate = setting["learning_rate"]
     if name == "Adam":
-        return optax.with_extra_args_support(optax.adam(rate))
-    descent = optax.sgd(rate, momentum=MOMENTUM)
+        return optax.with_extra_args_support(optax.adam(setting["learning_rate"]))
     if name == "momentum":
-        return optax.with_extra_args_support(descent)
-    preconditioner = fnn.train.kfac(
+        return optax.with_extra_args_support(optax.sgd(setting["learning_rate"], momentum=MOMENTUM))
+    return fnn.train.kfac(
         objective,
-        damping=setting["damping"],
-        bound=setting["bound"],
+        least_damping=setting["least_damping"],
         factors_every=config.factors_every,
         inverses_every=config.inverses_every,
     )
-    return optax.chain(preconditioner, descent)
 
 
 def train(
@@ -182,6 +189,7 @@ def train(
             batch_size=config.batch_size,
             key=key,
             gradient="backprop",
+            progress=None,
         )
         losses = history.step_loss
     except fnn.train.NonFiniteError as error:
@@ -221,7 +229,7 @@ def seconds_a_step(
 
 def compared(curves: Mapping[str, np.ndarray], seconds: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The target, and the steps and seconds in which each reaches it; None where it does not."""
-    others = {name: float(np.nanmin(curve)) for name, curve in curves.items() if name != "K-FAC"}
+    others = {name: lowest(curve) for name, curve in curves.items() if name != "K-FAC"}
     best = min(others, key=others.__getitem__)
     target = others[best]
     steps: dict[str, Any] = {
@@ -275,11 +283,19 @@ def verdict(found: Mapping[str, Any]) -> str:
 
 
 def draw(
-    path: pathlib.Path, curves: Mapping[str, np.ndarray], seconds: Mapping[str, np.ndarray], found: Mapping[str, Any]
+    path: pathlib.Path,
+    tried: Mapping[str, Sequence[tuple[Setting, np.ndarray]]],
+    curves: Mapping[str, np.ndarray],
+    seconds: Mapping[str, np.ndarray],
+    found: Mapping[str, Any],
 ) -> None:
-    """The loss against steps, and against seconds."""
+    """The loss against steps, and against seconds; faint, the other settings."""
     with figure(path, 10, 4) as fig:
         left, right = fig.subplots(1, 2, sharey=True)
+        for name, each in tried.items():
+            for _, curve in each:
+                if curve is not curves[name]:
+                    left.plot(np.arange(1, len(curve) + 1), curve, color=COLORS[name], alpha=0.3, linewidth=0.8)
         for name, curve in curves.items():
             steps = np.arange(1, len(curve) + 1)
             left.plot(steps, curve, color=COLORS[name], label=name)
@@ -287,7 +303,7 @@ def draw(
         for axes, label in ((left, "step"), (right, "seconds")):
             axes.axhline(found["target"], color="black", linewidth=0.8, linestyle=":")
             axes.set(xlabel=label, yscale="log")
-        left.set(ylabel="training loss (nats an image)", title=f"Loss, mean over {SMOOTHED} steps; dotted: the target")
+        left.set(ylabel="training loss (nats an image)", title="Faint: other settings; dotted: the target")
         right.legend()
 
 

@@ -18,6 +18,7 @@ from funcnn.backprop.nonfinite import find_nonfinite as find_nonfinite
 from funcnn.backprop.outer import Outer as Outer
 from funcnn.backprop.per_example import Rows as Rows
 from funcnn.backprop.per_example import rows as rows
+from funcnn.backprop.products import gauss_newton_form as gauss_newton_form
 from funcnn.backprop.products import gauss_newton_product as gauss_newton_product
 from funcnn.backprop.products import hessian_product as hessian_product
 from funcnn.backprop.residuals import Residual as Residual

@@ -1,7 +1,7 @@
 """Products of curvature matrices with a direction, by the rules: forward once more, with tangents, and backward."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,6 +54,56 @@ def gauss_newton_product(
         change = _loss_product(objective, batch, done, vf)
         ctx = dataclasses.replace(done.root, delta=change)
         return ctx.bwd(done.net, done.residuals, change, False)[0]
+
+    return function
+
+
+def gauss_newton_form(
+    objective: Objective, *, rules: Rules = RULES, extras: Mapping[str, Any] | None = None
+) -> Callable[..., jax.Array]:
+    """The Gauss-Newton matrix between a few directions: a small matrix, by passes forward alone.
+
+    M_ij = v_i^T G v_j = sum_n m_n (J_n v_i)^T H_n (J_n v_j),  with G, J_n, H_n and m_n as in `gauss_newton_product`
+
+    Args:
+        objective: net + loss + penalty; the penalty has no part in it.
+        rules: the backward pass.
+        extras: a pytree for each path whose rule asks for one.
+
+    Returns:
+        A function `(params, batch, directions, *, key=None, train=False) -> M (k, k)`, where directions are k trees of
+        params' structure and shapes. Under jit nothing runs backward.
+
+    Raises:
+        RuleError: a layer's rule has no tangent, or the loss's no Hessian.
+        ValueError: there are no directions, or one is not of params' structure and shapes.
+
+    Example:
+        >>> import jax.numpy as jnp, funcnn as fnn
+        >>> objective = fnn.Objective(fnn.Dense(1, bias=False), fnn.losses.squared_error)
+        >>> params, batch = {"w": jnp.array([[3.0]])}, (jnp.array([[2.0]]), jnp.array([[1.0]]))
+        >>> directions = {"w": jnp.array([[1.0]])}, {"w": jnp.array([[-2.0]])}
+        >>> print(fnn.backprop.gauss_newton_form(objective)(params, batch, directions))
+        [[  8. -16.]
+         [-16.  32.]]
+
+    Source: Martens and Grosse (2015), section 7 and appendix C.
+    """
+    check_objective(objective)
+
+    def function(
+        params: Params, batch: Batch, directions: Sequence[Params], *, key: Key | None = None, train: bool = False
+    ) -> jax.Array:
+        if not isinstance(directions, tuple | list) or not directions:
+            raise ValueError(f"directions are one tree like params or several, as (v, w), got {directions!r}")
+        for v in directions:
+            _check_direction(params, v)
+        done = run(objective, params, batch, _root(rules, extras, key, train))
+        changes = [done.root.tangent(done.net, done.residuals, v, None) for v in directions]
+        if changes[0] is None:  # nothing to learn
+            return jnp.zeros((len(directions),) * 2)
+        curved = [_loss_product(objective, batch, done, change) for change in changes]
+        return jnp.stack([jnp.stack([jnp.vdot(change, other) for other in curved]) for change in changes])
 
     return function
 

@@ -1,4 +1,4 @@
-"""K-FAC, a preconditioner for optax: the gradient times the inverse of a curvature matrix in Kronecker factors."""
+"""K-FAC for optax: the gradient times the inverse of a curvature matrix in Kronecker factors, alone and as a method."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from funcnn import backprop
 from funcnn.backprop import quantities
 from funcnn.backprop.outer import Outer, is_outer
-from funcnn.backprop.rule import RuleError
+from funcnn.backprop.rule import RuleError, as_rules
 from funcnn.backprop.rules import RULES
 from funcnn.layer import Params
 from funcnn.objective import Objective
@@ -24,9 +24,13 @@ Factors = tuple[jax.Array | None, jax.Array]
 
 _SAMPLES = 2**32 - 3  # the stream of the drawn targets, beside those of the layers in the step's key
 
+# The rule of Levenberg and Marquardt, for one step: the damping is divided or multiplied by GROWTH where the objective
+# fell by less than POOR, or by more than GOOD, of what the model foretold.
+GROWTH, POOR, GOOD = 0.95, 0.25, 0.75
 
-class KfacState(NamedTuple):
-    """What `kfac` remembers.
+
+class KroneckerState(NamedTuple):
+    """What `scale_by_kfac` remembers.
 
     Attributes:
         steps: how many updates there were, int32.
@@ -40,7 +44,155 @@ class KfacState(NamedTuple):
     inverses: tuple[Factors, ...]
 
 
+class KfacState(NamedTuple):
+    """What `kfac` remembers.
+
+    Attributes:
+        curvature: the factors and their inverses, as `scale_by_kfac` has them.
+        last: the last update, of params' structure.
+        damping: lambda.
+        rate, momentum: alpha and beta of the last step.
+    """
+
+    curvature: KroneckerState
+    last: Params
+    damping: jax.Array
+    rate: jax.Array
+    momentum: jax.Array
+
+
 def kfac(
+    objective: Objective,
+    *,
+    damping: float = 1.0,
+    least_damping: float = 1e-3,
+    adapt_every: int = 5,
+    decay: float = 0.95,
+    factors_every: int = 5,
+    inverses_every: int = 20,
+    of: str = "fisher",
+    samples: int = 1,
+    rules: backprop.Rules = RULES,
+    extras: Mapping[str, Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """K-FAC as a whole: a direction by Kronecker factors, and step size, momentum and damping by a quadratic model.
+
+    u_t = -alpha P g + beta u_{t-1},  with alpha and beta that minimise  q(u) = g . u + u^T (G + lambda I) u / 2
+
+    P g is what `scale_by_kfac` makes of the gradient g. G is the Gauss-Newton matrix of the batch as it is, which takes
+    two passes forward. Each `adapt_every` steps the fall of the objective on the batch is compared with q(u), and
+    lambda is made smaller where the model is good, larger where it is not. So there is no learning rate to tune.
+
+    Args:
+        objective: that of the training; its penalty is in g, and has no part in the curvature.
+        damping: lambda of the first step, in units of the loss per squared parameter.
+        least_damping: below this lambda does not fall. A model of one batch is good on this batch too where it is not
+            on others, the more so the smaller batches are.
+        adapt_every: how many steps pass from one look at lambda to the next.
+        decay: how much of the factors' averages stays from one update of them to the next.
+        factors_every: how many steps pass from one update of the factors to the next.
+        inverses_every: how many steps pass from one inversion of the damped factors to the next.
+        of: "fisher" (K-FAC, targets drawn from the network's own distribution) or "gauss_newton" (KFLR, exact).
+        samples: targets drawn for each example, for "fisher".
+        rules: the backward pass.
+        extras: a pytree for each path whose rule asks for one.
+
+    Returns:
+        An optax transformation that is a whole optimizer. Its `update` needs `params`, `batch` and `key`, which
+        `train.step` and `train.fit` hand on; the objective's `value` there spares a pass.
+
+    Raises:
+        RuleError: the net or loss has no rule with a tangent, or the loss's has no curvature or is not convex.
+        ValueError: an argument is not what it should be.
+
+    Example:
+        >>> import jax, funcnn as fnn
+        >>> (x, y), _ = fnn.data.load_digits().arrays()
+        >>> net = fnn.Serial(fnn.Dense(64), fnn.Tanh(), fnn.Dense(10))
+        >>> objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
+        >>> _, history = fnn.train.fit(
+        ...     objective, fnn.train.kfac(objective), net.init(jax.random.key(0), (64,)), (x, y), epochs=3,
+        ...     batch_size=256, key=jax.random.key(1), progress=None)
+        >>> print(history["loss"][-1] < 0.1)
+        True
+
+    Source: Martens and Grosse, Optimizing Neural Networks with Kronecker-factored Approximate Curvature (2015),
+    sections 3 to 7; Botev, Ritter and Barber (2017) for "gauss_newton".
+    """
+    curvature = _Curvature.of(objective, decay, factors_every, inverses_every, of, samples, rules, extras)
+    form = backprop.gauss_newton_form(objective, rules=rules, extras=extras)
+    check_count("adapt_every", adapt_every)
+    for name, value in (("damping", damping), ("least_damping", least_damping)):
+        if callable(value) or not value > 0:
+            raise ValueError(f"{name} is a positive number, got {value!r}")
+
+    def init(params: Params) -> KfacState:
+        zero = jnp.zeros((), jnp.result_type(float))
+        return KfacState(curvature.init(params), jax.tree.map(jnp.zeros_like, params), zero + damping, zero, zero)
+
+    def update(
+        grads: Params,
+        state: KfacState,
+        params: Any = None,
+        *,
+        batch: Any = None,
+        key: Any = None,
+        value: jax.Array | None = None,
+        **_: Any,
+    ) -> tuple[Params, KfacState]:
+        _check_given("kfac", params, batch, key)
+        _check_convex(objective, rules, params, batch)
+        moved, inner = curvature.update(grads, state.curvature, params, batch, key, state.damping)
+        directions = jax.tree.map(jnp.negative, moved), state.last
+        lengths = [[optax.tree.vdot(v, w) for w in directions] for v in directions]
+        squares = form(params, batch, directions, key=key, train=True)
+        squares = squares + state.damping.astype(squares.dtype) * jnp.array(lengths, squares.dtype)
+        slopes = jnp.array([optax.tree.vdot(grads, v) for v in directions], squares.dtype)
+        rates = _minimum(squares, slopes)
+        updates: Any = jax.tree.map(lambda v, w: (rates[0] * v + rates[1] * w).astype(v.dtype), *directions)
+
+        def adapted() -> jax.Array:
+            before = objective(params, batch, key=key, train=True) if value is None else value
+            after = objective(optax.apply_updates(params, updates), batch, key=key, train=True)
+            fall, foretold = after - before, slopes @ rates + rates @ squares @ rates / 2
+            factor = GROWTH**adapt_every
+            smaller, larger = state.damping * factor, state.damping / factor
+            # In products, as both are 0 where the gradient is; what is not finite makes it larger.
+            changed = jnp.where(fall < GOOD * foretold, smaller, state.damping)
+            changed = jnp.where(fall <= POOR * foretold, changed, larger)
+            return jnp.maximum(changed, least_damping)
+
+        look = state.curvature.steps % adapt_every == adapt_every - 1
+        new_damping = lax.cond(look, adapted, lambda: state.damping)
+        return updates, KfacState(inner, updates, new_damping, *rates.astype(new_damping.dtype))
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def _check_convex(objective: Objective, rules: backprop.Rules, params: Params, batch: Any) -> None:
+    """Raises where the Gauss-Newton matrix may have negative eigenvalues, so that the model has no minimum."""
+    rule, (x, targets, *_) = as_rules(rules).find(objective.loss), batch
+    outputs = jax.eval_shape(objective.net.apply, params, x)
+    root = getattr(rule, "root", None)
+    if root is not None and jax.eval_shape(lambda f: root(objective.loss, targets, f), outputs) is None:
+        raise RuleError(
+            f"{objective.loss!r} is not convex in its outputs, so that kfac's quadratic model has no minimum; "
+            "scale_by_kfac needs none: optax.chain(train.scale_by_kfac(objective), optax.sgd(0.1, momentum=0.9))"
+        )
+
+
+def _minimum(squares: jax.Array, slopes: jax.Array) -> jax.Array:
+    """(alpha, beta) of least q = slopes . r + r^T squares r / 2; beta = 0 where both directions are (nearly) one."""
+    (aa, ab), (_, bb) = squares
+    determinant = aa * bb - ab * ab
+    two = determinant > jnp.finfo(squares.dtype).eps ** 0.5 * aa * bb
+    safe = jnp.where(two, determinant, 1)
+    both = jnp.stack([ab * slopes[1] - bb * slopes[0], ab * slopes[0] - aa * slopes[1]]) / safe
+    alone = jnp.stack([-slopes[0] / jnp.where(aa > 0, aa, 1), jnp.zeros_like(aa)])
+    return jnp.where(two, both, alone)
+
+
+def scale_by_kfac(
     objective: Objective,
     *,
     damping: float | Callable[[jax.Array], jax.Array] = 1e-1,
@@ -53,7 +205,7 @@ def kfac(
     rules: backprop.Rules = RULES,
     extras: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """K-FAC: gradients multiplied by the inverse of a block-diagonal curvature matrix in Kronecker factors.
+    """K-FAC's direction: gradients times the inverse of a block-diagonal curvature matrix in Kronecker factors.
 
     G -> (A + pi sqrt(lambda) I)^-1 G (B + sqrt(lambda) / pi I)^-1,  pi^2 = (tr A / dim A) / (tr B / dim B)
 
@@ -75,8 +227,8 @@ def kfac(
         extras: a pytree for each path whose rule asks for one.
 
     Returns:
-        An optax transformation, to be followed by a learning rate: `optax.chain(kfac(objective), optax.sgd(0.1, 0.9))`.
-        Its `update` needs `batch` and `key`, which `train.step` and `train.fit` hand on.
+        An optax transformation, to be followed by a learning rate, as in `optax.chain(scale_by_kfac(objective),
+        optax.sgd(0.1, 0.9))`. Its `update` needs `params`, `batch` and `key`; `train.fit` hands them on.
 
     Raises:
         RuleError: the net or loss has no rule, or the loss's has no curvature.
@@ -87,7 +239,7 @@ def kfac(
         >>> (x, y), _ = fnn.data.load_digits().arrays()
         >>> net = fnn.Serial(fnn.Dense(64), fnn.Tanh(), fnn.Dense(10))
         >>> objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
-        >>> optimizer = optax.chain(fnn.train.kfac(objective), optax.sgd(0.3, momentum=0.9))
+        >>> optimizer = optax.chain(fnn.train.scale_by_kfac(objective), optax.sgd(0.3, momentum=0.9))
         >>> _, history = fnn.train.fit(
         ...     objective, optimizer, net.init(jax.random.key(0), (64,)), (x, y), epochs=3, batch_size=64,
         ...     key=jax.random.key(1), progress=None)
@@ -97,63 +249,103 @@ def kfac(
     Source: Martens and Grosse, Optimizing Neural Networks with Kronecker-factored Approximate Curvature (2015),
     sections 3, 5 and 6.3; Botev, Ritter and Barber (2017) for "gauss_newton".
     """
-    if of == "loss":
-        raise ValueError('kfac is of "fisher" or of "gauss_newton": the gradients of the loss have no curvature')
-    rows = backprop.rows(objective, of=of, samples=samples, rules=rules, extras=extras)
-    check_count("factors_every", factors_every)
-    check_count("inverses_every", inverses_every)
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay is a number from 0 to 1, got {decay!r}")
+    curvature = _Curvature.of(objective, decay, factors_every, inverses_every, of, samples, rules, extras)
     if not callable(damping) and not damping > 0:
         raise ValueError(f"damping is a positive number, or a function of the count of updates, got {damping!r}")
-
     if bound is not None and not bound > 0:
         raise ValueError(f"bound is a positive number or None, got {bound!r}")
 
-    def measured(params: Params, batch: Any, key: Any) -> tuple[Factors, ...]:
-        drawn = jax.random.fold_in(key, _SAMPLES)
-        found = rows(params, batch, key=key, train=True, sample_key=drawn)
+    def update(
+        grads: Params,
+        state: KroneckerState,
+        params: Params | None = None,
+        *,
+        batch: Any = None,
+        key: Any = None,
+        **_: Any,
+    ) -> tuple[Params, KroneckerState]:
+        _check_given("scale_by_kfac", params, batch, key)
+        strength = damping(state.steps) if callable(damping) else damping
+        moved, state = curvature.update(grads, state, params, batch, key, strength)
+        return moved if bound is None else _bounded(moved, grads, bound), state
+
+    return optax.GradientTransformationExtraArgs(curvature.init, update)  # pyright: ignore[reportArgumentType]
+
+
+def _check_given(name: str, params: Any, batch: Any, key: Any) -> None:
+    if params is None or batch is None or key is None:
+        raise ValueError(
+            f"{name}'s update needs params, batch and key: optimizer.update(grads, state, params, batch=batch, key=key)"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curvature:
+    """The factors of the blocks, and what they make of a gradient."""
+
+    rows: Callable[..., backprop.Rows]
+    decay: float
+    factors_every: int
+    inverses_every: int
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        decay: float,
+        factors_every: int,
+        inverses_every: int,
+        of: str,
+        samples: int,
+        rules: backprop.Rules,
+        extras: Mapping[str, Any] | None,
+    ) -> "_Curvature":
+        """Checked."""
+        if of == "loss":
+            raise ValueError('kfac is of "fisher" or of "gauss_newton": the gradients of the loss have no curvature')
+        rows = backprop.rows(objective, of=of, samples=samples, rules=rules, extras=extras)
+        check_count("factors_every", factors_every)
+        check_count("inverses_every", inverses_every)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is a number from 0 to 1, got {decay!r}")
+        return cls(rows, decay, factors_every, inverses_every)
+
+    def init(self, params: Params) -> KroneckerState:
+        """Before the first step."""
+        factors = tuple(_no_factors(block) for block in jax.tree.leaves(params, is_leaf=_is_affine))
+        return KroneckerState(jnp.zeros((), jnp.int32), factors, jax.tree.map(jnp.zeros_like, factors))
+
+    def update(
+        self, grads: Params, state: KroneckerState, params: Params, batch: Any, key: Any, damping: Any
+    ) -> tuple[Params, KroneckerState]:
+        """What becomes of the gradient, with the factors of this step."""
+
+        def average() -> tuple[Factors, ...]:
+            new = self._measured(params, batch, key)
+            return jax.tree.map(
+                lambda old, now: self.decay * old + (1 - self.decay) * now.astype(old.dtype), state.factors, new
+            )
+
+        def invert() -> tuple[Factors, ...]:
+            return tuple(_inverse(block, known, jnp.sqrt(damping)) for block in factors)
+
+        factors = _sometimes(self.factors_every, state.steps, average, state.factors)
+        known = 1 - self.decay ** (state.steps // self.factors_every + 1).astype(jnp.result_type(float))
+        inverses = _sometimes(self.inverses_every, state.steps, invert, state.inverses)
+        leaves, treedef = jax.tree.flatten(params, is_leaf=_is_affine)
+        blocks = zip(leaves, inverses, treedef.flatten_up_to(grads), strict=True)
+        moved = treedef.unflatten([_product(block, inverse, grad) for block, inverse, grad in blocks])
+        return moved, KroneckerState(state.steps + 1, factors, inverses)
+
+    def _measured(self, params: Params, batch: Any, key: Any) -> tuple[Factors, ...]:
+        """The factors at these parameters, of this batch alone."""
+        found = self.rows(params, batch, key=key, train=True, sample_key=jax.random.fold_in(key, _SAMPLES))
         with_path, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_affine)
         outers = treedef.flatten_up_to(found.factors)
         return tuple(
             _factors(jax.tree_util.keystr(path), block, dataclasses.replace(found, factors=outer))
             for (path, block), outer in zip(with_path, outers, strict=True)
         )
-
-    def init(params: Params) -> KfacState:
-        blocks = jax.tree.leaves(params, is_leaf=_is_affine)
-        factors = tuple(_no_factors(block) for block in blocks)
-        return KfacState(jnp.zeros((), jnp.int32), factors, jax.tree.map(jnp.zeros_like, factors))
-
-    def update(
-        grads: Params, state: KfacState, params: Params | None = None, *, batch: Any = None, key: Any = None, **_: Any
-    ) -> tuple[Params, KfacState]:
-        if params is None or batch is None or key is None:
-            raise ValueError(
-                "kfac's update needs params, batch and key: "
-                "optimizer.update(grads, state, params, batch=batch, key=key)"
-            )
-
-        def average() -> tuple[Factors, ...]:
-            new = measured(params, batch, key)
-            return jax.tree.map(lambda old, now: decay * old + (1 - decay) * now.astype(old.dtype), state.factors, new)
-
-        def invert() -> tuple[Factors, ...]:
-            return tuple(_inverse(block, known, jnp.sqrt(strength)) for block in factors)
-
-        factors = _sometimes(factors_every, state.steps, average, state.factors)
-        known = 1 - decay ** (state.steps // factors_every + 1).astype(jnp.result_type(float))
-        strength = damping(state.steps) if callable(damping) else damping
-        inverses = _sometimes(inverses_every, state.steps, invert, state.inverses)
-        leaves, treedef = jax.tree.flatten(params, is_leaf=_is_affine)
-        blocks = zip(leaves, inverses, treedef.flatten_up_to(grads), strict=True)
-        preconditioned = [_product(block, inverse, grad) for block, inverse, grad in blocks]
-        moved = treedef.unflatten(preconditioned)
-        if bound is not None:
-            moved = _bounded(moved, grads, bound)
-        return moved, KfacState(state.steps + 1, factors, inverses)
-
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def _sometimes(every: int, count: jax.Array, new: Callable[[], Any], old: Any) -> Any:

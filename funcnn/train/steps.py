@@ -223,8 +223,9 @@ def update(recipe: Recipe, state: State, batch: Batch, hyper: Hyper) -> tuple[St
         state.params,
         value=value,
         grad=grads,
-        # With these arguments, as optax's line searches refuse what `value_fn` has no use for.
-        value_fn=lambda params, batch, key: objective(params, batch, key=key, train=True),
+        # A function of the parameters. The other arguments are there as optax's line searches hand on all that they are
+        # given beside, and refuse what `value_fn` does not take.
+        value_fn=lambda params, batch=batch, key=key: objective(params, batch, key=key, train=True),
         batch=batch,
         key=key,
     )

@@ -122,7 +122,12 @@ def test_products(name: str, key: jax.Array, rng: np.random.Generator):
     def both(params: Any, batch: Any, v: Any) -> Any:
         got, want = products(objective, params, batch, v)
         got["gauss_newton"] = dense.flat(fnn.backprop.gauss_newton_product(objective)(params, batch, v))
-        want["gauss_newton"] = dense.gauss_newton(objective, params, batch) @ dense.flat(v)
+        matrix = dense.gauss_newton(objective, params, batch)
+        want["gauss_newton"] = matrix @ dense.flat(v)
+        directions = v, params
+        got["form"] = fnn.backprop.gauss_newton_form(objective)(params, batch, directions)
+        columns = jnp.stack([dense.flat(one) for one in directions], axis=1)
+        want["form"] = columns.T @ matrix @ columns
         return got, want
 
     with jax.enable_x64(True):
@@ -154,6 +159,10 @@ def test_what_is_missing_is_named(key: jax.Array):
         fnn.backprop.hessian_product(problem.objective, rules=rules)(params, batch, params)
     with pytest.raises(ValueError, match="the direction v has the structure, shapes and dtypes of params"):
         fnn.backprop.hessian_product(problem.objective)(params, batch, params[0])
+    with pytest.raises(ValueError, match="the direction v has the structure, shapes and dtypes of params"):
+        fnn.backprop.gauss_newton_form(problem.objective)(params, batch, (params, params[0]))
+    with pytest.raises(ValueError, match="directions are one tree like params or several"):
+        fnn.backprop.gauss_newton_form(problem.objective)(params, batch, ())
     own = fnn.Objective(problem.objective.net, lambda f, y: ((f - y) ** 2).sum(-1))
     for wanted in (fnn.backprop.gauss_newton_product(own, rules=fnn.backprop.Rules(RULES, missing="autodiff")),):
         with pytest.raises(fnn.backprop.RuleError, match="autodiff stands in for the rule of"):

@@ -15,9 +15,9 @@ def test_smoke_run_writes_curves_and_verdict(tmp_path: pathlib.Path, capsys: pyt
     assert experiment.main(["--smoke", "--out", str(tmp_path)]) in (0, 1)
     found = json.loads((tmp_path / "kfac_autoencoder-digits.json").read_text())
     assert set(found["chosen"]) == set(found["seconds_a_step"]) == {"momentum", "Adam", "K-FAC"}
-    assert len(found["curves"]["Adam"]) == 36 and found["target"] == min(
-        min(found["curves"][name]) for name in ("momentum", "Adam")
-    )
+    steps = {run["optimizer"]: len(run["curve"]) for run in found["runs"]}
+    assert steps == {"momentum": 36, "Adam": 36, "K-FAC": 12}
+    assert found["target"] == min(run["lowest"] for run in found["runs"] if run["optimizer"] != "K-FAC")
     assert (tmp_path / "kfac_autoencoder-digits.png").stat().st_size > 1000
     assert "K-FAC" in capsys.readouterr().out
 
@@ -34,6 +34,22 @@ def test_steps_and_seconds_to_the_target() -> None:
     assert slow["marks"]["steps"]["reached"] and not slow["marks"]["time"]["reached"] and not slow["reached"]
     never = experiment.compared(curves | {"K-FAC": fall + 2}, seconds)
     assert not never["reached"] and "missed" in experiment.verdict(never)
+
+
+def test_the_best_setting_of_each_is_chosen() -> None:
+    def curve(*losses: float) -> np.ndarray:
+        return np.array(losses)
+
+    slow, fast = ({"least_damping": value} for value in (1.0, 2.0))
+    others = {
+        "momentum": [({"learning_rate": 1.0}, curve(9, np.nan, np.nan)), ({"learning_rate": 2.0}, curve(9, 8, 7))],
+        "Adam": [({"learning_rate": 1.0}, curve(9, 6, 5)), ({"learning_rate": 2.0}, curve(9, 8, 7))],
+    }
+    chosen = experiment.choose(others | {"K-FAC": [(slow, curve(6, 6, 2)), (fast, curve(6, 4, 4))]})
+    assert chosen["momentum"][0] == {"learning_rate": 2.0} and chosen["Adam"][0] == {"learning_rate": 1.0}
+    assert chosen["K-FAC"][0] == fast  # first at 5
+    assert experiment.choose(others | {"K-FAC": [(slow, curve(9, 6)), (fast, curve(8, 8))]})["K-FAC"][0] == slow
+    assert experiment.lowest(curve(np.nan, np.nan)) == np.inf
 
 
 def test_smoothing_is_the_mean_of_the_last_steps() -> None:

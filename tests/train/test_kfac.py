@@ -39,7 +39,7 @@ def solved(a: Any, b: Any, g: Any) -> Any:
 
 def moved(objective: fnn.Objective, params: Any, batch: Any, key: jax.Array, **options: Any) -> tuple[Any, Any, Any]:
     """The gradient, what K-FAC makes of it in its first step, and its state."""
-    optimizer = fnn.train.kfac(objective, **{"bound": None, "damping": DAMPING} | options)
+    optimizer = fnn.train.scale_by_kfac(objective, **{"bound": None, "damping": DAMPING} | options)
     grads = jax.grad(objective)(params, batch)
     update = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p, batch=batch, key=key))
     return (grads, *update(grads, params))
@@ -82,7 +82,7 @@ def test_with_the_exact_block_and_no_damping_it_is_newtons_step(key: jax.Array):
 def test_averages_and_intervals_step_by_step(key: jax.Array):
     with jax.enable_x64(True):
         objective, params, batch = problem(key)
-        optimizer = fnn.train.kfac(
+        optimizer = fnn.train.scale_by_kfac(
             objective, decay=0.7, factors_every=2, inverses_every=3, damping=DAMPING, bound=None, of="gauss_newton"
         )
         update = jax.jit(lambda g, s, p, k: optimizer.update(g, s, p, batch=batch, key=k))
@@ -130,8 +130,115 @@ def test_a_schedule_for_the_damping(key: jax.Array):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), fixed, scheduled)
 
 
+def stepped(
+    optimizer: Any, objective: fnn.Objective, batch: Any, state: Any, params: Any, key: Any, **given: Any
+) -> Any:
+    grads = jax.grad(objective)(params, batch)
+    return (grads, *jax.jit(optimizer.update)(grads, state, params, batch=batch, key=key, **given))
+
+
+def test_rate_and_momentum_minimise_the_model(key: jax.Array):
+    """Each update is the minimum over the plane of the direction and the last update, found here by whole matrices."""
+    with jax.enable_x64(True):
+        objective, params, batch = problem(key)
+        objective = objective.replace(penalty=fnn.penalties.l2(1e-2))
+        options: Any = {"decay": 0.0, "factors_every": 1, "inverses_every": 1, "of": "gauss_newton"}
+        optimizer = fnn.train.kfac(objective, damping=DAMPING, adapt_every=1000, **options)
+        direction = fnn.train.scale_by_kfac(objective, damping=DAMPING, bound=None, **options)
+        state, aside, last = optimizer.init(params), direction.init(params), []
+        for count in range(3):
+            grads, updates, state = stepped(optimizer, objective, batch, state, params, key)
+            moved, aside = direction.update(grads, aside, params, batch=batch, key=key)
+            matrix = dense.gauss_newton(objective, params, batch)
+            matrix = matrix + DAMPING * jnp.eye(len(matrix))
+            plane = jnp.stack([-dense.flat(moved), *last], axis=1)
+            rates = jnp.linalg.solve(plane.T @ matrix @ plane, -plane.T @ dense.flat(grads))
+            np.testing.assert_allclose(dense.flat(updates), plane @ rates, rtol=1e-8, atol=1e-12)
+            wanted = [*rates, 0.0][:2]
+            np.testing.assert_allclose([state.rate, state.momentum], wanted, rtol=1e-8, err_msg=str(count))
+            assert state.damping == DAMPING
+            params, last = optax.apply_updates(params, updates), [dense.flat(updates)]
+
+
+def test_the_damping_follows_how_good_the_model_is(key: jax.Array):
+    """By a value that is told, so that the objective fell by a known part of what the model foretold."""
+    with jax.enable_x64(True):
+        objective, params, batch = problem(key)
+        optimizer = fnn.train.kfac(objective, damping=DAMPING, least_damping=0.02, adapt_every=2)
+        first = stepped(optimizer, objective, batch, optimizer.init(params), params, key)[2]
+        assert first.damping == DAMPING  # not yet
+        grads, updates, _ = stepped(optimizer, objective, batch, first, params, key)
+        after = objective(optax.apply_updates(params, updates), batch)
+        matrix = dense.gauss_newton(objective, params, batch)
+        u = dense.flat(updates)
+        foretold = u @ dense.flat(grads) + u @ matrix @ u / 2 + DAMPING * u @ u / 2
+        assert foretold < 0
+        growth = 0.95**2
+        for part, wanted in (
+            (0.8, DAMPING * growth), (0.7, DAMPING), (0.3, DAMPING), (0.2, DAMPING / growth), (-1.0, DAMPING / growth),
+            (np.nan, DAMPING / growth), (-np.inf, DAMPING / growth),
+        ):  # fmt: skip
+            state = stepped(optimizer, objective, batch, first, params, key, value=after - part * foretold)[2]
+            np.testing.assert_allclose(state.damping, wanted, rtol=1e-12, err_msg=str(part))
+
+
+def test_one_step_of_the_whole_method_solves_least_squares(key: jax.Array):
+    with jax.enable_x64(True):
+        objective = fnn.Objective(fnn.Dense(2), fnn.losses.squared_error)
+        x, y = jax.random.normal(key, (20, 3)), jax.random.normal(jax.random.fold_in(key, 1), (20, 2))
+        params = objective.net.init(key, (3,))
+        optimizer = fnn.train.kfac(objective, damping=1e-12, least_damping=1e-12, of="gauss_newton")
+        _, updates, state = stepped(optimizer, objective, (x, y), optimizer.init(params), params, key)
+        best: Any = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(
+            jnp.r_[best["w"], best["b"][None]], jnp.linalg.lstsq(jnp.c_[x, jnp.ones(20)], y)[0], atol=1e-5
+        )
+        np.testing.assert_allclose(state.rate, 1.0, rtol=1e-5)
+        # By values of its own: the model is right here, and the damping falls as far as it may.
+        optimizer = fnn.train.kfac(objective, damping=1.0, least_damping=0.9, adapt_every=1)
+        state, seen = optimizer.init(params), []
+        for _ in range(3):
+            _, updates, state = stepped(optimizer, objective, (x, y), state, params, key)
+            params = optax.apply_updates(params, updates)
+            seen.append(state.damping)
+        np.testing.assert_allclose(seen, [0.95, 0.9025, 0.9], rtol=1e-12)
+
+
+def test_where_the_gradient_is_zero_nothing_moves():
+    objective = fnn.Objective(fnn.Dense(1, w_init="zeros"), fnn.losses.squared_error)
+    params, batch = objective.net.init(jax.random.key(0), (2,)), (jnp.ones((3, 2)), jnp.zeros((3, 1)))
+    optimizer = fnn.train.kfac(objective, adapt_every=1)
+    _, updates, state = stepped(optimizer, objective, batch, optimizer.init(params), params, jax.random.key(1))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
+    assert np.isfinite(dense.flat(state.curvature.inverses)).all()
+
+
+def test_the_whole_method_trains_and_says_what_it_needs(key: jax.Array):
+    optimizer = fnn.train.kfac(OBJECTIVE, factors_every=2, inverses_every=4)
+    state, history = fit(optimizer=optimizer, epochs=10, gradient="backprop")
+    _, sgd = fit(optimizer=optax.sgd(0.3), epochs=10, gradient="backprop")
+    assert history["loss"][-1] < 0.9 * sgd["loss"][-1]
+    assert state.opt_state.curvature.steps == state.step
+    with pytest.raises(ValueError, match="kfac's update needs params, batch and key"):
+        optimizer.update(start(), state.opt_state, start(), key=key)
+    learned = fnn.Objective(fnn.Dense(2), fnn.losses.gaussian_nll(variance="learned"))
+    params, batch = learned.net.init(key, (3,)), (jnp.ones((4, 3)), jnp.ones((4, 1)))
+    optimizer = fnn.train.kfac(learned)
+    with pytest.raises(backprop.RuleError, match=r"is not convex in its outputs.* scale_by_kfac needs none"):
+        optimizer.update(params, optimizer.init(params), params, batch=batch, key=key)
+    for options, message in (
+        ({"damping": optax.constant_schedule(1.0)}, "damping is a positive number"),
+        ({"least_damping": 0.0}, "least_damping is a positive number"),
+        ({"adapt_every": 0}, "adapt_every is a positive integer"),
+        ({"inverses_every": 0}, "inverses_every is a positive integer"),
+        ({"of": "loss"}, "have no curvature"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fnn.train.kfac(OBJECTIVE, **options)  # pyright: ignore[reportArgumentType]
+
+
 def test_it_trains_and_asks_for_what_it_needs(key: jax.Array):
-    optimizer = optax.chain(fnn.train.kfac(OBJECTIVE, factors_every=2, inverses_every=4), optax.sgd(1.0))
+    optimizer = optax.chain(fnn.train.scale_by_kfac(OBJECTIVE, factors_every=2, inverses_every=4), optax.sgd(1.0))
     state, history = fit(optimizer=optimizer, epochs=10, gradient="backprop")
     _, sgd = fit(optimizer=optax.sgd(0.3), epochs=10, gradient="backprop")
     assert history["loss"][-1] < 0.9 * sgd["loss"][-1]
@@ -149,7 +256,7 @@ def test_bad_arguments(key: jax.Array):
     objective = fnn.Objective(own, fnn.losses.squared_error)
     batch = jnp.ones((3, 4)), jnp.ones((3, 4))
     rules = backprop.Rules(backprop.RULES, missing="autodiff")
-    optimizer = fnn.train.kfac(objective, rules=rules)
+    optimizer = fnn.train.scale_by_kfac(objective, rules=rules)
     params = own.init(key, (4,))
     with pytest.raises(backprop.RuleError, match=r"params\['m'\] gives its examples' gradients as they are"):
         optimizer.update(params, optimizer.init(params), params, batch=batch, key=key)
@@ -164,4 +271,4 @@ def test_bad_arguments(key: jax.Array):
         ({"samples": 0}, "samples is a positive integer"),
     ):
         with pytest.raises(ValueError, match=message):
-            fnn.train.kfac(objective, **options)  # pyright: ignore[reportArgumentType]
+            fnn.train.scale_by_kfac(objective, **options)  # pyright: ignore[reportArgumentType]

@@ -3,6 +3,7 @@
 import multiprocessing
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,8 +44,14 @@ def completed(folder: pathlib.Path) -> int:
 
 
 def unfinished(folder: pathlib.Path) -> bool:
-    """Whether a checkpoint was being written."""
+    """Whether a checkpoint is being written, or was when the process ended."""
     return any("tmp" in path.name for path in (folder / "checkpoints").iterdir())
+
+
+def wait_until_saving(process: Any, folder: pathlib.Path, saved: int) -> None:
+    """Until there is a newer checkpoint than `saved`, and the next is being written; or the process has ended."""
+    while process.is_alive() and not (completed(folder) > saved and unfinished(folder)):
+        time.sleep(0.001)
 
 
 def test_thirty_kills_lose_nothing(tmp_path: pathlib.Path, rng: np.random.Generator):
@@ -62,7 +69,10 @@ def test_thirty_kills_lose_nothing(tmp_path: pathlib.Path, rng: np.random.Genera
             assert step >= saved, "it goes on from the newest checkpoint that was complete"
             went_on += step > 0
             if kills < KILLS and told.recv()[0] == "at":  # training, and saving
-                time.sleep(rng.uniform(0, 0.6))
+                # By turns at any moment, and while it saves: how often the first meets a saving is for the machine.
+                if kills % 2:
+                    wait_until_saving(process, folder, saved)
+                time.sleep(rng.uniform(0, 0.01 if kills % 2 else 0.6))
                 process.kill()
             process.join()
             if process.exitcode == 0:
