@@ -13,7 +13,7 @@ from funcnn.train.fit import evaluate as evaluate
 from funcnn.train.fit import fit as fit
 from funcnn.train.history import History as History
 from funcnn.train.kfac import kfac as kfac
-from funcnn.train.kfac import scale_by_kfac as scale_by_kfac
+from funcnn.train.kronecker import scale_by_kfac as scale_by_kfac
 from funcnn.train.many import fit_many as fit_many
 from funcnn.train.max_norm import max_norm as max_norm
 from funcnn.train.placement import by_features as by_features
