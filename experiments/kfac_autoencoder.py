@@ -31,7 +31,7 @@ SMOOTHED = 50  # steps over which a loss is the mean of batches'
 
 Setting = dict[str, float]
 GRIDS: dict[str, list[Setting]] = {
-    "momentum": [{"learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2, 3e-2)],
+    "momentum": [{"learning_rate": rate} for rate in (1e-2, 3e-2, 1e-1)],
     "Adam": [{"learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3, 1e-2)],
     "K-FAC": [{"least_damping": least} for least in (1e-2, 1e-3, 1e-4)],
 }

@@ -147,6 +147,22 @@ def test_products_of_random_networks_in_training(net: fnn.Layer, seed: int):
     all_close(got, want)
 
 
+def test_the_form_in_training_is_of_the_same_noise(key: jax.Array, rng: np.random.Generator):
+    net = fnn.Serial(fnn.Dense(6), fnn.Tanh(), fnn.Dropout(0.5), fnn.Dense(2))
+    objective = fnn.Objective(net, fnn.losses.squared_error)
+
+    def both(params: Any, batch: Any, v: Any) -> Any:
+        got = fnn.backprop.gauss_newton_form(objective)(params, batch, (v,), key=key, train=True)
+        change = jax.jvp(lambda p: net.apply(p, batch[0], key=key, train=True), (params,), (v,))[1]
+        return got[0, 0], jnp.mean(2 * jnp.sum(jnp.square(change), axis=1))
+
+    with jax.enable_x64(True):
+        batch = jnp.asarray(rng.normal(size=(5, 3))), jnp.asarray(rng.normal(size=(5, 2)))
+        params = net.init(key, (3,))
+        got, want = jax.jit(both)(params, batch, draw_like(rng, params))
+    close(got, want)
+
+
 def test_what_is_missing_is_named(key: jax.Array):
     problem = NETWORKS["sigmoid-mlp-mse"]
     params, batch = problem.draw(key)

@@ -130,10 +130,17 @@ def test_a_schedule_for_the_damping(key: jax.Array):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), fixed, scheduled)
 
 
+def noisy(key: jax.Array) -> tuple[fnn.Objective, Any, Any]:
+    """With dropout, so that it matters which key each pass is given."""
+    objective, _, batch = problem(key)
+    objective = objective.replace(net=fnn.Serial(fnn.Dense(4), fnn.Tanh(), fnn.Dropout(0.5), fnn.Dense(3)))
+    return objective, objective.net.init(key, (5,)), batch
+
+
 def stepped(
     optimizer: Any, objective: fnn.Objective, batch: Any, state: Any, params: Any, key: Any, **given: Any
 ) -> Any:
-    grads = jax.grad(objective)(params, batch)
+    grads = jax.grad(objective)(params, batch, key=key, train=True)
     return (grads, *jax.jit(optimizer.update)(grads, state, params, batch=batch, key=key, **given))
 
 
@@ -163,15 +170,15 @@ def test_rate_and_momentum_minimise_the_model(key: jax.Array):
 def test_the_damping_follows_how_good_the_model_is(key: jax.Array):
     """By a value that is told, so that the objective fell by a known part of what the model foretold."""
     with jax.enable_x64(True):
-        objective, params, batch = problem(key)
+        objective, params, batch = noisy(key)
         optimizer = fnn.train.kfac(objective, damping=DAMPING, least_damping=0.02, adapt_every=2)
         first = stepped(optimizer, objective, batch, optimizer.init(params), params, key)[2]
         assert first.damping == DAMPING  # not yet
         grads, updates, _ = stepped(optimizer, objective, batch, first, params, key)
-        after = objective(optax.apply_updates(params, updates), batch)
-        matrix = dense.gauss_newton(objective, params, batch)
+        after = objective(optax.apply_updates(params, updates), batch, key=key, train=True)
+        curved = backprop.gauss_newton_form(objective)(params, batch, (updates,), key=key, train=True)
         u = dense.flat(updates)
-        foretold = u @ dense.flat(grads) + u @ matrix @ u / 2 + DAMPING * u @ u / 2
+        foretold = u @ dense.flat(grads) + curved[0, 0] / 2 + DAMPING * u @ u / 2
         assert foretold < 0
         growth = 0.95**2
         for part, wanted in (
@@ -211,6 +218,7 @@ def test_where_the_gradient_is_zero_nothing_moves():
     _, updates, state = stepped(optimizer, objective, batch, optimizer.init(params), params, jax.random.key(1))
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
     assert np.isfinite(dense.flat(state.curvature.inverses)).all()
+    assert state.damping == 1.0
 
 
 def test_the_whole_method_trains_and_says_what_it_needs(key: jax.Array):
