@@ -303,7 +303,10 @@ def draw(
         for axes, label in ((left, "step"), (right, "seconds")):
             axes.axhline(found["target"], color="black", linewidth=0.8, linestyle=":")
             axes.set(xlabel=label, yscale="log")
-        left.set(ylabel="training loss (nats an image)", title="Faint: other settings; dotted: the target")
+            axes.set_yticks((50, 70, 100, 200, 400), labels=("50", "70", "100", "200", "400"))
+            axes.minorticks_off()
+        left.set(ylabel="training loss (nats an image)", title="By steps; faint: other settings, dotted: the target")
+        right.set_title("By seconds of training")
         right.legend()
 
 

@@ -218,6 +218,17 @@ def test_the_moment_of_shifted_activities(rng: np.random.Generator, x64: None):
     close(activity_moment(outer, jnp.asarray(m)), np.einsum("n,nbi,nbj->ij", m, gap, gap) / 4)
 
 
+def test_kronecker_factors_of_several_positions(rng: np.random.Generator, x64: None):
+    """Dense on examples (T, D): A is the mean over the positions, B the sum of what comes back to each of them."""
+    net, m = fnn.Dense(2), rng.dirichlet(np.ones(5))
+    objective = fnn.Objective(net, fnn.losses.squared_error)
+    params, x, y = net.init(jax.random.key(0), (3, 4)), rng.normal(size=(5, 3, 4)), jnp.zeros((5, 3, 2))
+    rows = fnn.backprop.rows(objective, of="gauss_newton")(params, (jnp.asarray(x), y, jnp.asarray(m)))
+    found = quantities.kronecker_factors(rows)["w"]
+    close(found.a, np.einsum("n,nti,ntj->ij", m, x, x) / 3)
+    close(found.b, 3 * 2 * np.eye(2))  # the Hessian is 2 I at each of three positions, and m sums to 1
+
+
 def test_the_score_of_targets_that_do_not_sum_to_one(key: jax.Array, x64: None):
     """Its variance is the loss's Hessian, sum_k y_k (diag(p) - p p^T)."""
     loss, count = fnn.losses.softmax_cross_entropy, 20_000

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from experiments import backprop_vs_autodiff, learning_rules, mixed_precision, step_cost
-from experiments.benchmarks import accelerator, linear_cross_entropy, overheads, peers, quantities, scaling
+from experiments import backprop_vs_autodiff, kfac_autoencoder, learning_rules, mixed_precision, step_cost
+from experiments.benchmarks import accelerator, linear_cross_entropy, memory, overheads, peers, quantities, scaling
 
 # Options that no run can have, and what the error says of each.
 COMMANDS: dict[Any, dict[str, str]] = {
@@ -20,6 +20,7 @@ COMMANDS: dict[Any, dict[str, str]] = {
         "--seed -1": "--seed",
         "--out /dev/null/out": "/dev/null",
     },
+    kfac_autoencoder: {"--steps 0": "--widths", "--data mnist --data-dir /there/is/none": "/there/is/none"},
     learning_rules: {
         "--epochs 0": "--epochs",
         "--tune nan": "--tune",
@@ -30,6 +31,7 @@ COMMANDS: dict[Any, dict[str, str]] = {
     step_cost: {"--rounds 0": "--rounds", "--only lstm": "'lstm'", "--dtypes": "--dtypes"},
     accelerator: {"--rounds 0": "--rounds", "--parts": "--parts"},
     linear_cross_entropy: {"--chunks 4 0": "--chunks", "--rounds 0": "--rounds"},
+    memory: {"--rounds 0": "--rounds"},
     overheads: {"--block-s nan": "--block-s"},
     peers: {
         "--rounds 0": "--rounds",
