@@ -329,9 +329,11 @@ def _noise_scale(squares: jax.Array, mean: Params, shares: jax.Array) -> jax.Arr
     each = jnp.sum(jnp.where(shares > 0, squares / jnp.where(shares > 0, shares, 1), 0))  # sum_n m_n |g_n|^2
     inverse = jnp.sum(jnp.square(shares))
     of_mean = _square(mean)
-    trace = (each - of_mean) / (1 - inverse)
-    size = (of_mean - inverse * each) / (1 - inverse)
-    return jnp.where(size > 0, trace / jnp.where(size > 0, size, 1), jnp.where(jnp.isnan(size), jnp.nan, jnp.inf))
+    size = of_mean - inverse * each  # both times 1 - 1/n, which is 0 for one example
+    defined = (size > 0) & (inverse < 1)
+    return jnp.where(
+        defined, (each - of_mean) / jnp.where(defined, size, 1), jnp.where(jnp.isnan(size), jnp.nan, jnp.inf)
+    )
 
 
 def _slope(entry: dict[str, Any]) -> jax.Array:
@@ -344,8 +346,14 @@ def _slope(entry: dict[str, Any]) -> jax.Array:
 def _jacobian_norm(entry: dict[str, Any], real: jax.Array | None) -> jax.Array | None:
     """The mean over some examples of the largest singular value: by power iteration with J and its transpose."""
     part, rule = entry["part"], entry["rule"]
-    x = entry["x"][: 1 if rule.affine else POWER_EXAMPLES]  # an affine layer has one Jacobian for all examples
-    real = None if real is None or rule.affine else real[: len(x)]
+    x = entry["x"]
+    if rule.affine:  # which has one Jacobian for all examples
+        x, real = x[:1], None
+    elif real is not None:
+        first = jnp.argsort(~real, stable=True)[:POWER_EXAMPLES]
+        x, real = x[first], real[first]
+    else:
+        x = x[:POWER_EXAMPLES]
     if rule.tangent is None or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
     ctx = dataclasses.replace(entry["ctx"], need_dx=True)

@@ -306,7 +306,10 @@ def without_logits(
     loss_rule = root.rules.find(objective.loss)
     if objective.aux is None and isinstance(loss_rule, LossRule) and loss_rule.at_once is not None:
         path, last = last_layer(objective.net)
-        if root.rules.find(last, "/".join(path)) is RULES[Dense]:
+        unsaved = Rules(
+            dict(root.rules), missing=root.rules.missing
+        )  # a policy keeps nothing of a layer that has nothing
+        if unsaved.find(last, "/".join(path)) is RULES[Dense]:
             objective = objective.replace(net=with_lazy_logits(objective.net))
             root = dataclasses.replace(root, rules=root.rules | {LazyDense: LAZY_DENSE})
     return objective, params, batch, root

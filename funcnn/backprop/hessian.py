@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from funcnn import penalties
 from funcnn.backprop.engine import Run, check_objective, run
-from funcnn.backprop.outer import Addend, basis, is_outer, sum_of_columns, sum_of_squares_of
+from funcnn.backprop.outer import Addend, at_least_float32, basis, is_outer, sum_of_columns, sum_of_squares_of
 from funcnn.backprop.per_example import layer_rows
 from funcnn.backprop.products import hessian_product, loss_hessian, need_rule
 from funcnn.backprop.rule import Context, LossRule, Rule, RuleError, Rules, as_rules, is_leaf, need_second
@@ -252,9 +252,9 @@ def _signed_root(product: Callable[[jax.Array], Any], like: Any) -> Columns:
     units = basis(jnp.ones(like.shape, like.dtype))
     k = len(units)
     matrix = jax.vmap(product)(units).reshape(k, n, k).swapaxes(0, 1)
-    values, vectors = jnp.linalg.eigh(matrix)
-    s = (vectors * jnp.sqrt(jnp.abs(values))[:, None, :]).transpose(2, 0, 1)
-    return Columns(jnp.sign(values).T, s.reshape(k, n, *shape))
+    values, vectors = jnp.linalg.eigh(at_least_float32(matrix))
+    s = (vectors * jnp.sqrt(jnp.abs(values))[:, None, :]).transpose(2, 0, 1).astype(like.dtype)
+    return Columns(jnp.sign(values).T.astype(like.dtype), s.reshape(k, n, *shape))
 
 
 def _by_products(product: Callable[[Params], Params], params: Params, index: int) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from funcnn.backprop.engine import check_objective, run
-from funcnn.backprop.outer import Addend, activity_moment, basis, is_outer
+from funcnn.backprop.outer import Addend, activity_moment, at_least_float32, basis, is_outer
 from funcnn.backprop.per_example import layer_rows
 from funcnn.backprop.products import loss_hessian
 from funcnn.backprop.quantities import Kronecker
@@ -153,6 +153,6 @@ def _of_parameters(ctx: Context, part: Part, rule: Rule, residuals: Any, dy: Ave
 
 def _columns(g: jax.Array, shape: tuple[int, ...], weight: jax.Array) -> jax.Array:
     """Columns (K, N, *shape) with sum_k s_nk s_nk^T = m_n G."""
-    values, vectors = jnp.linalg.eigh(g)
-    root = (vectors * jnp.sqrt(jnp.maximum(values, 0))[None]).T
+    values, vectors = jnp.linalg.eigh(at_least_float32(g))
+    root = (vectors * jnp.sqrt(jnp.maximum(values, 0))[None]).T.astype(g.dtype)
     return root.reshape(len(g), 1, *shape) * weight.reshape(1, -1, *(1,) * len(shape))

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import random
 
+from funcnn.backprop.outer import at_least_float32
 from funcnn.backprop.rule import Context, Rule, RuleError
 from funcnn.backprop.rules import activation
-from funcnn.backprop.rules.dense import dense_bwd, dense_fwd, input_gradient
-from funcnn.backprop.rules.feedback import feedback_bwd
+from funcnn.backprop.rules.dense import dense_bwd, dense_fwd, dense_rows, input_gradient
+from funcnn.backprop.rules.feedback import feedback_bwd, feedback_rows
 from funcnn.layer import Params
 from funcnn.layers import Dense, Identity, Step
 from funcnn.layers.feedback import FeedbackDense
@@ -62,10 +63,16 @@ def _sign_symmetric_bwd(layer: Dense, params: Params, x: jax.Array, dz: jax.Arra
     return grads, input_gradient(dz, jnp.sign(w) * jnp.mean(jnp.abs(w)), x) if ctx.need_dx else None
 
 
-FEEDBACK_ALIGNMENT = {FeedbackDense: Rule(dense_fwd, _alignment_bwd)}
-DIRECT_FEEDBACK_ALIGNMENT = {FeedbackDense: Rule(dense_fwd, _direct_bwd)}
-KOLEN_POLLACK = {FeedbackDense: Rule(dense_fwd, _kolen_pollack_bwd)}
-SIGN_SYMMETRIC = {Dense: Rule(dense_fwd, _sign_symmetric_bwd)}
+def _kolen_pollack_rows(layer: FeedbackDense, params: Params, x: jax.Array, dz: jax.Array, ctx: Context) -> Params:
+    rows = dense_rows(layer, params, x, dz, ctx)
+    return rows | {"feedback": rows["w"]}
+
+
+# They have rows, as what each example adds is known; and no tangent, since what goes back is no derivative.
+FEEDBACK_ALIGNMENT = {FeedbackDense: Rule(dense_fwd, _alignment_bwd, feedback_rows)}
+DIRECT_FEEDBACK_ALIGNMENT = {FeedbackDense: Rule(dense_fwd, _direct_bwd, feedback_rows)}
+KOLEN_POLLACK = {FeedbackDense: Rule(dense_fwd, _kolen_pollack_bwd, _kolen_pollack_rows)}
+SIGN_SYMMETRIC = {Dense: Rule(dense_fwd, _sign_symmetric_bwd, dense_rows)}
 STRAIGHT_THROUGH = {Step: activation.RULES[Identity]}
 
 Transform = Callable[[jax.Array, Context], jax.Array]
@@ -89,18 +96,19 @@ def on_delta(rule: Rule, transform: Transform) -> Rule:
         >>> clipped = RULES | {fnn.Dense: learning.on_delta(RULES[fnn.Dense], learning.Clip(1.0))}
         >>> only_the_last = RULES | {"2": learning.on_delta(RULES[fnn.Dense], learning.TopK(0.1))}
     """
-    return Rule(rule.fwd, _OnDelta(rule.bwd, transform))
+    rows = None if rule.rows is None else _OnDelta(rule.rows, transform)
+    return Rule(rule.fwd, _OnDelta(rule.bwd, transform), rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class _OnDelta:
     """A value, so that rules made twice of the same things are equal, and nothing is compiled twice."""
 
-    bwd: Callable[..., tuple[Any, Any]]
+    function: Callable[..., Any]  # the rule's bwd, or its rows
     transform: Transform
 
-    def __call__(self, layer: Any, params: Params, residuals: Any, dy: jax.Array, ctx: Context) -> tuple[Any, Any]:
-        return self.bwd(layer, params, residuals, self.transform(dy, ctx), ctx)
+    def __call__(self, layer: Any, params: Params, residuals: Any, dy: jax.Array, ctx: Context) -> Any:
+        return self.function(layer, params, residuals, self.transform(dy, ctx), ctx)
 
 
 def _check_positive(name: str, what: str, value: float) -> None:
@@ -173,11 +181,24 @@ class LowPrecision:
     def __post_init__(self) -> None:
         if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
             raise ValueError(f"LowPrecision's dtype is a floating dtype, got {self.dtype!r}")
+        info = jnp.finfo(self.dtype)
+        if float(info.max) != (2 - 2.0**-info.nmant) * 2.0 ** (2 ** (info.nexp - 1) - 1):
+            raise ValueError(
+                f"LowPrecision rounds to dtypes that have infinities where IEEE 754 has them, such as 'bfloat16', "
+                f"'float16' and 'float8_e5m2', got {self.dtype!r}"
+            )
 
     def __call__(self, dy: jax.Array, ctx: Context) -> jax.Array:
-        # reduce_precision and not astype there and back, which compilers may leave out.
+        # reduce_precision and not astype there and back, which compilers may leave out. It makes 0 of what is below the
+        # normal numbers, where the dtype has equal steps.
         info = jnp.finfo(self.dtype)
-        return jax.lax.reduce_precision(dy, exponent_bits=int(info.nexp), mantissa_bits=int(info.nmant))
+        rounded = jax.lax.reduce_precision(dy, exponent_bits=int(info.nexp), mantissa_bits=int(info.nmant))
+        if float(info.smallest_normal) <= float(jnp.finfo(dy.dtype).smallest_normal):
+            return rounded
+        step = jnp.asarray(info.smallest_subnormal, dy.dtype)
+        return jnp.where(
+            jnp.abs(dy) < jnp.asarray(info.smallest_normal, dy.dtype), jnp.round(dy / step) * step, rounded
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,9 +232,11 @@ class StochasticRounding:
             raise RuleError(f"{self!r} draws random numbers and got no key: pass key=jax.random.key(0)")
         # Of its own: the layer's key may have made the noise of the forward pass.
         key = random.fold_in(ctx.key, zlib.crc32(type(self).__name__.encode()))
-        largest = jnp.max(jnp.abs(dy))
-        step = jnp.where(largest > 0, largest, 1) / (2 ** (self.bits - 1) - 1)
-        return step * jnp.floor(dy / step + random.uniform(key, dy.shape, dy.dtype))
+        exact = at_least_float32(dy)  # bfloat16 has too few bits for the sum
+        largest, levels = jnp.max(jnp.abs(exact)), 2 ** (self.bits - 1) - 1
+        step = jnp.where(largest > 0, largest, 1) / levels
+        level = jnp.floor(exact / step + random.uniform(key, dy.shape, exact.dtype))
+        return (step * jnp.clip(level, -levels, levels)).astype(dy.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from funcnn.backprop.engine import record
+from funcnn.backprop.engine import record, value_and_grad
 from funcnn.backprop.rule import Rules, as_rules
 from funcnn.backprop.rules import RULES
 from funcnn.layer import Key, Params
 from funcnn.losses import LossError
-from funcnn.objective import Batch, Objective
+from funcnn.objective import Batch, Objective, unpack, weighted_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,8 @@ def find_nonfinite(
         >>> print(fnn.backprop.find_nonfinite(fnn.Objective(net, fnn.losses.mse), params, batch))
         forward: the output of layer '0', Dense(1, bias=False): 1 of 2 numbers, the first inf at [1, 0]
     """
-    if len(batch) > 2 and not np.any(batch[2]):
+    _, _, weight = unpack(batch)
+    if weight is not None and not np.any(weight):
         return NonFinite(
             "before", None, "the weighted mean of the losses, since the weights of all examples in the batch are 0"
         )
@@ -94,11 +95,29 @@ def find_nonfinite(
         return NonFinite("forward", None, f"the loss: {error}")
     if found := _describe(values):
         return NonFinite("forward", None, f"the loss, {objective.loss!r}: {found}; all layers' outputs are finite")
+    if found := _describe(weighted_mean(values, weight)):
+        return NonFinite("forward", None, f"the mean of the losses, {objective.loss!r}, which are finite: {found}")
+    if objective.penalty is not None and (found := _describe(objective.penalty(params))):
+        return NonFinite("forward", None, f"the penalty, {objective.penalty!r}: {found}; all losses are finite")
     for path, entry in reversed(entries.items()):
-        for name, tree in (("delta (the gradient for its output)", entry.dy), ("gradient", entry.grads)):
+        for name, tree in (
+            ("delta (the gradient for its output)", entry.dy),
+            ("gradient", entry.grads),
+            ("gradient for the input", entry.dx),
+        ):
             for leaf in jax.tree.leaves(tree):
                 if found := _describe(leaf):
                     return NonFinite("backward", path, f"the {name} of layer {path!r}, {entry.layer!r}: {found}")
+    if objective.penalty is not None:
+        _, grads = jax.jit(
+            functools.partial(value_and_grad(objective.replace(aux=None), rules=rules, extras=extras), train=train)
+        )(params, batch, key=key)
+        for place, leaf in jax.tree_util.tree_leaves_with_path(grads):
+            if found := _describe(leaf):
+                where = f"params{jax.tree_util.keystr(place)}"
+                return NonFinite(
+                    "backward", None, f"the gradient of the penalty, {objective.penalty!r}, for {where}: {found}"
+                )
     return None
 
 

@@ -59,6 +59,8 @@ class Outer(Addend):
         n, b = delta.shape[0], math.prod(units)
         if activity is not None:
             activity = activity.reshape(n, -1, activity.shape[-1])
+            if not jnp.issubdtype(activity.dtype, jnp.floating):  # such as the bytes of an image, whose squares wrap
+                activity = activity.astype(delta.dtype)
         return cls(activity, delta.reshape(n, -1, b), shift, shape, transposed)
 
     def __add__(self, other: "Outer") -> "Outer":
@@ -95,6 +97,11 @@ def basis(values: jax.Array) -> jax.Array:
     n, shape = values.shape[0], values.shape[1:]
     unit = jnp.eye(math.prod(shape), dtype=values.dtype).reshape(-1, 1, *shape)
     return unit * values.reshape(1, n, *shape)
+
+
+def at_least_float32(a: jax.Array) -> jax.Array:
+    """For linear algebra, which has no bfloat16, and for sums of small and large numbers."""
+    return a if a.dtype.itemsize >= 4 else a.astype(jnp.float32)
 
 
 def formed(outer: Outer, d: jax.Array) -> jax.Array:

@@ -119,8 +119,8 @@ def sum_of_squares(rows: Rows) -> Params:
     """The sum over the rows of each gradient's square, element by element.
 
     Of the rows of a curvature matrix it is the matrix's diagonal: exact for "gauss_newton", an unbiased estimate for
-    "fisher". Of those of the loss it is the second moment of the gradients, N times the diagonal of the empirical
-    Fisher matrix.
+    "fisher". Of those of the loss, whose weights it does not see, it is N times the diagonal of the empirical Fisher
+    matrix of N examples of equal weight.
 
     Args:
         rows: of any kind.
@@ -163,7 +163,8 @@ def variance(rows: Rows) -> Params:
     _need_loss(rows, "variance")
 
     squares = rows.map(lambda outer: sum_of_squares_of(outer, outer.delta, _inverse(rows.shares)[None]))
-    return jax.tree.map(lambda square, mean: square - jnp.square(mean), squares, rows.mean)
+    # A difference of two numbers that may be equal but for rounding.
+    return jax.tree.map(lambda square, mean: jnp.maximum(square - jnp.square(mean), 0), squares, rows.mean)
 
 
 def clipped_sum(rows: Rows, bound: float | jax.Array) -> Params:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from funcnn.backprop.outer import Addend
 from funcnn.backprop.rule import Context, Rule, RuleError, Rules, Static
 from funcnn.backprop.rules import repeat
 from funcnn.layer import Layer, Params
@@ -43,7 +44,10 @@ def _kept(rule: Rule, encode: Encode, decode: Decode) -> Rule:
         def other(layer: Layer, params: Params, kept: Any, *given: Any) -> Any:
             *directions, ctx = given
             # Behind a barrier, as XLA would keep what the forward pass had rather than make it again from this.
-            kept, directions = lax.optimization_barrier((kept, directions))
+            if any(isinstance(direction, Addend) for direction in directions):  # which is no array
+                kept = lax.optimization_barrier(kept)
+            else:
+                kept, directions = lax.optimization_barrier((kept, directions))
             return function(layer, params, decode(layer, params, kept, ctx), *directions, ctx)
 
         return other
@@ -216,15 +220,16 @@ def one_bit(rule: Rule) -> Rule:
     def slopes(layer: Any) -> np.ndarray:
         return np.array([layer.beta if isinstance(layer, LeakyRelu) else 0.0, 1.0])
 
-    return _few(1, index, slopes, rule)
+    return _few(1, index, slopes, rule, exact=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class FewBits:
     """Keeps a few bits a unit of a smooth activation: which of 2^bits levels stands for its derivative.
 
-    f'(a) ~ level_j for a between two breaks; breaks and levels minimise the integral of the squared error. The values
-    of the forward pass stay exact, the deltas that pass do not.
+    f'(a) ~ level_j for a between two breaks; breaks and levels minimise the integral of the squared error over
+    -10 <= a <= 10, beyond which the outermost levels go on. The values of the forward pass stay exact, the deltas that
+    pass do not.
 
     Args:
         bits: 1 to 8.
@@ -311,6 +316,7 @@ def _few(
     index: Callable[[Any, jax.Array, Context], jax.Array],
     slopes: Callable[[Any], np.ndarray],
     rule: Rule,
+    exact: bool = False,
 ) -> Rule:
     """The rule that keeps `index(layer, a, ctx)`, below 2^bits, of which `slopes(layer)` has f'(a)."""
 
@@ -332,7 +338,10 @@ def _few(
     def tangent(layer: Layer, params: Params, kept: Any, v: Params, va: jax.Array, ctx: Context) -> jax.Array:
         return along(layer, kept, va, ctx)
 
-    return Rule(fwd, bwd, tangent=tangent, elementwise=True)
+    def second(layer: Layer, params: Params, kept: Any, dy: jax.Array, v: Params, va: Any, ctx: Context) -> Any:
+        return (), None  # of one bit: the slope does not change
+
+    return Rule(fwd, bwd, tangent=tangent, second=second if bits == 1 and exact else None, elementwise=True)
 
 
 def _slope(rule: Rule, layer: Layer, a: jax.Array, ctx: Context) -> jax.Array:

@@ -62,7 +62,8 @@ def kfac(
 
     Args:
         objective: that of the training; its penalty is in g, and has no part in the curvature.
-        damping: lambda of the first step, in units of the loss per squared parameter.
+        damping: lambda of the first step, in units of the loss per squared parameter: large enough for the first steps,
+            which a smaller one makes faster where batches are large.
         least_damping: below this lambda does not fall. A model of one batch is good on this batch too where it is not
             on others, the more so the smaller batches are.
         adapt_every: how many steps pass from one look at lambda to the next.
@@ -88,7 +89,7 @@ def kfac(
         >>> net = fnn.Serial(fnn.Dense(64), fnn.Tanh(), fnn.Dense(10))
         >>> objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
         >>> _, history = fnn.train.fit(
-        ...     objective, fnn.train.kfac(objective), net.init(jax.random.key(0), (64,)), (x, y), epochs=3,
+        ...     objective, fnn.train.kfac(objective, damping=0.1), net.init(jax.random.key(0), (64,)), (x, y), epochs=5,
         ...     batch_size=256, key=jax.random.key(1), progress=None)
         >>> print(history["loss"][-1] < 0.1)
         True

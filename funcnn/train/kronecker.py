@@ -13,7 +13,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from funcnn import backprop
 from funcnn.backprop import quantities
-from funcnn.backprop.outer import Outer, is_outer
+from funcnn.backprop.outer import Outer, at_least_float32, is_outer
 from funcnn.backprop.rule import RuleError
 from funcnn.backprop.rules import RULES
 from funcnn.layer import Params
@@ -254,8 +254,8 @@ def _inverse(factors: Factors, known: jax.Array, damping: jax.Array) -> Factors:
 
 
 def _inverse_of(matrix: jax.Array, damping: jax.Array) -> jax.Array:
-    eye = jnp.eye(len(matrix), dtype=matrix.dtype)
-    return cho_solve(cho_factor(matrix + damping * eye), eye)
+    damped = at_least_float32(matrix + damping * jnp.eye(len(matrix), dtype=matrix.dtype))
+    return cho_solve(cho_factor(damped), jnp.eye(len(matrix), dtype=damped.dtype)).astype(matrix.dtype)
 
 
 def _bounded(moved: Params, grads: Params, bound: float) -> Params:

@@ -174,6 +174,18 @@ def test_examples_of_weight_zero_count_nothing(key: jax.Array):
         np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
 
 
+def test_one_example_and_examples_of_weight_zero_in_front(key: jax.Array):
+    net = fnn.Serial(fnn.Dense(4), fnn.Softmax(), fnn.Dense(3))
+    objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
+    params, x = net.init(key, (5,)), jax.random.normal(key, (40, 5))
+    y = jnp.arange(40) % 3
+    alone = fnn.backprop.diagnose(objective, params, (x[:1], y[:1]))
+    assert np.isinf(alone.noise_scale) and all(np.isinf(alone.layers[path].noise_scale) for path in "02")
+    some = fnn.backprop.diagnose(objective, params, (x, y, (jnp.arange(40) >= 20).astype(jnp.float32)))
+    want = fnn.backprop.diagnose(objective, params, (x[20:], y[20:]))
+    np.testing.assert_allclose(some.layers["1"].jacobian_norm, want.layers["1"].jacobian_norm, rtol=1e-3)
+
+
 def test_what_is_not_finite_is_marked(key: jax.Array):
     params, (x, y) = problem(key)
     found = backprop.diagnose(OBJECTIVE, params, (x.at[0, 0].set(jnp.nan), y))

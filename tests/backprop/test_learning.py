@@ -78,6 +78,21 @@ def test_direct_gives_every_layer_the_delta_of_the_output(key: jax.Array):
         np.testing.assert_allclose(record[path].dy, record["4"].dy @ params[layer]["feedback"].T, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", [*KNOWN, "clipped"])
+def test_rows_add_up_to_what_the_rule_gives(name: str, key: jax.Array, x64: None):
+    objective = network(5, outputs=3) if name == "direct" else network(5, 4)
+    clip = {fnn.FeedbackDense: learning.on_delta(RULES[fnn.FeedbackDense], learning.Clip(0.05))}
+    rules = RULES | (clip if name == "clipped" else KNOWN[name])
+    params, batch = draw(objective, key)
+    rows = jax.jit(backprop.rows(objective, rules=rules))(params, batch)
+    assert all(
+        outer.activity is not None or leaf.ndim == 1
+        for outer, leaf in zip(rows.outers(), jax.tree.leaves(params), strict=True)
+    )  # in factors, and no gradient of an example formed
+    each = backprop.quantities.gradients(rows)
+    assert_agree(jax.tree.map(lambda g: g.mean(0), each), rows.grads, 1e-14)
+
+
 def test_the_kolen_pollack_invariant(key: jax.Array, x64: None):
     """W(t) - B(t) = (1 - lambda)^t (W(0) - B(0)) under gradient descent with weight decay lambda on both."""
     objective, rate, decay = network(5, 4), 0.3, 0.02
@@ -168,6 +183,24 @@ def test_a_delta_is_changed_at_one_path_and_nowhere_else(name: str, key: jax.Arr
     np.testing.assert_array_equal(record["4"].dx, plain["4"].dx)
     assert changed["2"] == learning.on_delta(RULES[fnn.Dense], TRANSFORMS[name]), "a value: compiled once"
     assert hash(RULES | changed) == hash(RULES | dict(changed))
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float8_e5m2"])
+def test_low_precision_is_that_of_the_dtype(name: str, rng: np.random.Generator):
+    dy = jnp.asarray(rng.normal(size=4000) * 10.0 ** rng.integers(-9, 4, 4000), jnp.float32)
+    got = jax.jit(lambda dy: learning.LowPrecision(name)(dy, None))(dy)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(got, np.asarray(dy).astype(jnp.dtype(name)).astype(np.float32))
+    with pytest.raises(ValueError, match="infinities where IEEE 754 has them"):
+        learning.LowPrecision("float8_e4m3fn")
+
+
+def test_stochastic_rounding_of_bfloat16_is_of_its_levels(key: jax.Array):
+    dy = jax.random.normal(key, (500, 40)).astype(jnp.bfloat16)
+    ctx = backprop.Context(RULES, key=key)
+    got, exact = (np.asarray(values, np.float64) for values in (learning.StochasticRounding(4)(dy, ctx), dy))
+    level = got / np.abs(exact).max() * 7
+    assert level.max() <= 7.05 and np.abs(level - level.round()).max() < 0.05  # but for bfloat16's own rounding
+    assert abs((got - exact).mean()) < 0.01  # 5 standard deviations of the mean of 20,000
 
 
 def test_stochastic_rounding_is_right_in_the_mean(key: jax.Array):

@@ -39,8 +39,24 @@ def test_backward_from_the_loss_back():
 
     rules = fnn.backprop.RULES | {"2": fnn.backprop.Rule(dense.fwd, overflowing)}
     found = find_nonfinite(OBJECTIVE, params, batch, rules=rules)
-    assert found is not None and (found.direction, found.path) == ("backward", "1")  # and not "0", which sees it later
-    assert "the delta (the gradient for its output) of layer '1', Softplus(): 12 of 12 numbers" in str(found)
+    assert found is not None and (found.direction, found.path) == (
+        "backward",
+        "2",
+    )  # and not those before it, which see it later
+    assert "the gradient for the input of layer '2', Dense(2): 12 of 12 numbers" in str(found)
+
+
+def test_the_penalty_and_the_mean():
+    params, batch = problem()
+    params = ({"w": jnp.full((2, 3), 3e20), "b": params[0]["b"]}, *params[1:])
+    found = find_nonfinite(OBJECTIVE.replace(penalty=fnn.penalties.l2(1.0)), params, (0 * batch[0], batch[1], None))
+    assert found is not None and (found.direction, found.path) == ("forward", None)
+    assert "the penalty, l2(1.0): 1 of 1 numbers, the first inf" in str(found)
+    linear = fnn.Objective(fnn.Dense(1, w_init="zeros"), fnn.losses.mae)
+    found = find_nonfinite(
+        linear, linear.net.init(jax.random.key(0), (1,)), (jnp.ones((4, 1)), jnp.full((4, 1), 3e38), jnp.full(4, 9.0))
+    )
+    assert found is None or "the mean of the losses" in str(found)
 
 
 @pytest.mark.parametrize(

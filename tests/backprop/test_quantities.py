@@ -218,6 +218,54 @@ def test_the_moment_of_shifted_activities(rng: np.random.Generator, x64: None):
     close(activity_moment(outer, jnp.asarray(m)), np.einsum("n,nbi,nbj->ij", m, gap, gap) / 4)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_integer_inputs_are_numbers(dtype: str, key: jax.Array, x64: None):
+    """Such as the bytes of an image, whose squares and products do not fit into a byte."""
+    net = fnn.Serial(fnn.Dense(4), fnn.Tanh(), fnn.Dense(3))
+    objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
+    params = jax.tree.map(lambda leaf: 0.05 * leaf, net.init(key, (5,)))
+    x, y = jax.random.randint(key, (6, 5), 0, 256), jnp.arange(6) % 3
+
+    @jax.jit
+    def all_of(params: Any, x: Any) -> Any:
+        got, want = of_examples(objective, params, (x, y))
+        exact, drawn = (
+            fnn.backprop.rows(objective, of=of)(params, (x, y), sample_key=key) for of in ("gauss_newton", "fisher")
+        )
+        got["diagonal"] = dense.flat(quantities.sum_of_squares(exact))
+        got["kfac"] = dense.flat(quantities.kronecker_factors(drawn))
+        got["kfra"] = dense.flat(fnn.backprop.kfra_factors(objective)(params, (x, y)))
+        got["hessian"] = dense.flat(fnn.backprop.hessian_diagonal(objective)(params, (x, y)))
+        return got, want
+
+    with jax.numpy_dtype_promotion("standard"):  # as a user's is
+        got, want = all_of(params, x.astype(dtype))
+    floating, _ = all_of(params, x.astype(float))
+    all_close(got, floating)
+    all_close({name: got[name] for name in want}, want)
+
+
+def test_a_variance_is_never_negative():
+    objective = fnn.Objective(fnn.Dense(2), fnn.losses.squared_error)
+    params, x = objective.net.init(jax.random.key(0), (7,)), jnp.full((9, 7), 1 / 3)
+    rows = jax.jit(fnn.backprop.rows(objective))(params, (x, jnp.full((9, 2), 0.1)))
+    assert dense.flat(quantities.variance(rows)).min() >= 0
+
+
+def test_bfloat16_networks_have_all_curvatures(key: jax.Array):
+    """Whose decompositions are of float32: to the precision of bfloat16 they are those of the float32 network."""
+    net = fnn.Serial(fnn.Dense(4), fnn.Softmax(), fnn.Dense(3))
+    params, batch = net.init(key, (5,)), (jax.random.normal(key, (6, 5)), jnp.arange(6) % 3)
+
+    def curvatures(net: Any) -> Any:
+        objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
+        both = fnn.backprop.kfra_factors(objective), fnn.backprop.hessian_diagonal(objective)
+        return jax.jit(lambda p: [dense.flat(function(p, batch)) for function in both])(params)
+
+    for got, want in zip(curvatures(fnn.Cast(net, "bfloat16")), curvatures(net), strict=True):
+        close(got, want, 0.03)
+
+
 def test_kronecker_factors_of_several_positions(rng: np.random.Generator, x64: None):
     """Dense on examples (T, D): A is the mean over the positions, B the sum of what comes back to each of them."""
     net, m = fnn.Dense(2), rng.dirichlet(np.ones(5))

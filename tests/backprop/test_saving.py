@@ -136,6 +136,41 @@ def test_a_repeat_has_rows_and_tangents(policies: Any, key: jax.Array):
         np.testing.assert_allclose(dense.flat(product), wanted, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        fnn.Serial(fnn.Dense(4), fnn.Dropout(0.5)),
+        fnn.Serial(fnn.Reshape((2, 2)), fnn.Dense(2), fnn.Reshape((4,))),
+        fnn.Repeat(fnn.Serial(fnn.Dense(4), fnn.Tanh()), 2),
+    ],
+    ids=["dropout", "reshape", "repeat"],
+)
+def test_rows_of_any_block_are_those_of_its_serial(block: fnn.Layer, key: jax.Array, x64: None):
+    """In training: each example meets the mask that it met on its way forward."""
+    net = fnn.Serial(fnn.Dense(4), fnn.Repeat(block, 3))
+    objective = fnn.Objective(net, fnn.losses.squared_error)
+    params = net.init(key, (4,))
+    batch = jax.random.normal(key, (5, 4)), jax.random.normal(jax.random.fold_in(key, 1), (5, 4))
+    rows = jax.jit(backprop.rows(objective), static_argnames="train")(params, batch, key=key, train=True)
+    got = dense.flat_rows(backprop.quantities.gradients(rows))
+
+    def loss(p: Any, n: Any) -> Any:
+        return objective.loss(net.apply(p, batch[0], key=key, train=True), batch[1])[n]
+
+    each = jax.vmap(jax.grad(loss), (None, 0))(params, jnp.arange(5))
+    np.testing.assert_allclose(got, dense.flat_rows(each), rtol=0, atol=1e-10)
+
+
+def test_a_policy_for_a_whole_network_and_curvature(key: jax.Array):
+    objective, params, batch = problem(fnn.Serial(fnn.Dense(3), fnn.Relu(), fnn.Dense(3)), key)
+    plain, other = RULES, RULES.saving({fnn.Serial: saving.recompute, fnn.Relu: saving.one_bit})
+    direction = jax.tree.map(jnp.ones_like, params)
+    for function in (backprop.kfra_factors, backprop.hessian_diagonal, backprop.hessian_product):
+        given = (direction,) if function is backprop.hessian_product else ()
+        got, want = (jax.jit(function(objective, rules=rules))(params, batch, *given) for rules in (other, plain))
+        np.testing.assert_allclose(dense.flat(got), dense.flat(want), rtol=1e-5, atol=1e-6)
+
+
 def test_depth_costs_no_program():
     def size(n: int) -> int:
         net = fnn.Repeat(fnn.Serial(fnn.Dense(4), fnn.Relu()), n)

@@ -15,6 +15,8 @@ from experiments import learning_rules
 from experiments.common import learning, record
 from funcnn.backprop import value_and_grad
 
+pytestmark = pytest.mark.once
+
 CONFIG = learning_rules.Config(hidden=(5, 4), logistic=6)
 LEARNERS = learning_rules.learners(CONFIG, 10)
 

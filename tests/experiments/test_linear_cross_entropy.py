@@ -7,6 +7,8 @@ import pytest
 
 from experiments.benchmarks import linear_cross_entropy
 
+pytestmark = pytest.mark.once
+
 
 def test_runs_and_writes_what_it_measured(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert linear_cross_entropy.main(["--smoke", "--out", str(tmp_path)]) == 0

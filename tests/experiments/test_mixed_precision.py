@@ -7,6 +7,8 @@ import pytest
 
 from experiments import mixed_precision
 
+pytestmark = pytest.mark.once
+
 
 def test_runs_and_writes_what_it_found(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mixed_precision.main(["--smoke", "--out", str(tmp_path)]) in (0, 1)

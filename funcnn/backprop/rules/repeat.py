@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from funcnn.backprop.outer import Outer
 from funcnn.backprop.rule import Context, Rule, Static
-from funcnn.compose import Part
 from funcnn.layer import Params, fold
 from funcnn.repeat import Repeat
 
@@ -19,13 +17,7 @@ INPUT, OUTPUT, OTHER = "input", "output", "other"  # what a residual of the bloc
 
 def _inside(ctx: Context, number: Any) -> Context:
     """What block number k is told: it has the place of all of them, and a key of its own."""
-    leaf = ctx.leaf if ctx.leaf is _as_it_is else None
-    return dataclasses.replace(ctx, key=fold(ctx.key, number), need_dx=True, observe=None, leaf=leaf)
-
-
-def _as_it_is(ctx: Context, part: Part, rule: Rule, residuals: Any, dy: jax.Array) -> tuple[Params, Any]:
-    """A layer's rule, whose result is not looked at: for one example of residuals that were made for many."""
-    return rule.bwd(part.layer, part.params, residuals, dy, ctx)
+    return dataclasses.replace(ctx, key=fold(ctx.key, number), need_dx=True, observe=None, leaf=None)
 
 
 def repeat_fwd(net: Repeat, params: Params, x: jax.Array, ctx: Context) -> tuple[jax.Array, Any]:
@@ -146,30 +138,10 @@ def in_segments(length: int | None = None) -> Rule:
 
         return jax.tree.map(joined, first, last), dx if ctx.need_dx else None
 
-    def rows(net: Repeat, params: Params, inputs: Any, dy: jax.Array, ctx: Context) -> Params:
-        return repeat_rows(net, params, repeat_fwd(net, params, inputs[0][0], ctx)[1], dy, ctx)
-
     def tangent(net: Repeat, params: Params, inputs: Any, v: Params, vx: Any, ctx: Context) -> Any:
         return repeat_tangent(net, params, repeat_fwd(net, params, inputs[0][0], ctx)[1], v, vx, ctx)
 
-    return Rule(fwd, bwd, rows, tangent)
+    return Rule(fwd, bwd, tangent=tangent)
 
 
-def repeat_rows(net: Repeat, params: Params, residuals: Any, dy: jax.Array, ctx: Context) -> Params:
-    """The gradients of each example as they are: `repeat_bwd` for one at a time."""
-    inputs, others, last, kinds = residuals
-    ctx = dataclasses.replace(ctx, leaf=_as_it_is)
-
-    def one(inputs: Any, others: Any, last: Any, delta: jax.Array) -> Params:
-        alone = (inputs, others), (last, delta)
-        (inputs, others), (last, delta) = (
-            jax.tree.map(lambda leaf, axis=axis: jnp.expand_dims(leaf, axis), tree)
-            for axis, tree in ((1, alone[0]), (0, alone[1]))
-        )
-        return _backward(net, net.numbers(), params, (inputs, others, last, kinds), delta, ctx)[0]
-
-    each = jax.vmap(one, (1, 1, 0, 0))(inputs, others, last, dy)
-    return jax.tree.map(lambda parameter, g: Outer.of(parameter, None, g), params, each)
-
-
-RULES = {Repeat: Rule(repeat_fwd, repeat_bwd, repeat_rows, repeat_tangent)}
+RULES = {Repeat: Rule(repeat_fwd, repeat_bwd, tangent=repeat_tangent)}
