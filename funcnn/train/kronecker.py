@@ -75,8 +75,8 @@ def scale_by_kfac(
         extras: a pytree for each path whose rule asks for one.
 
     Returns:
-        An optax transformation, to be followed by a learning rate, as in `optax.chain(scale_by_kfac(objective),
-        optax.sgd(0.1, 0.9))`. Its `update` needs `params`, `batch` and `key`; `train.fit` hands them on.
+        An optax transformation, to be followed by a learning rate, as by `optax.chain` in the example. Its `update`
+        needs `params`, `batch` and `key`, which `train.step` and `train.fit` hand on.
 
     Raises:
         RuleError: the net or loss has no rule, or the loss's has no curvature.
