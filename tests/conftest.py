@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)  # before the first array: meshes are tested on one machine
-# Most of the suite's time is compilation of programs that run for a millisecond. LLVM's optimizations are left out of
-# it; XLA's own, which the memory of a program depends on, are not.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+FLAGS = [
+    # Most of the suite's time is compilation of programs that run for a millisecond. LLVM's optimizations are left out
+    # of it; XLA's own, which the memory of a program depends on, are not.
+    "--xla_backend_optimization_level=0",
+    # Eight devices that wait for each other share the cores that there are. After 40 s, which a busy machine may need,
+    # XLA would take them for stuck and end the process.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
+]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +28,16 @@ def strict_and_unchanged() -> Iterator[None]:
         yield
     after = dict(jax.config.values)
     assert before == after, {k: (before[k], after[k]) for k in before if before[k] != after[k]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_let_go() -> Iterator[None]:
+    """A worker that keeps the programs of all modules grows to 5 GB, in ten thousands of pieces.
+
+    Linux gives a process 65,530 of them, and at the next one it dies in the middle of a compilation.
+    """
+    yield
+    jax.clear_caches()
 
 
 def seed_of(name: str) -> int:

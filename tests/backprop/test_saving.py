@@ -1,6 +1,7 @@
 """Saving policies: the same gradient, exactly or within what the policy gives away, from less that is kept."""
 
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -55,6 +56,18 @@ def test_an_exact_policy_changes_no_gradient(net: fnn.Layer, policies: Any, key:
         wanted = dense.flat(jax.jit(jax.grad(lambda p: objective(p, batch, key=key, train=True)))(params))
         got = gradient(objective, params, batch, key, RULES.saving(policies))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-14)
+
+
+def test_what_is_offloaded_crosses_the_two_passes_in_the_hosts_memory(key: jax.Array):
+    """A CPU has no other memory, so that it is read in the program: each layer's residuals go, and come back."""
+    objective, params, batch = problem(fnn.Serial(fnn.Dense(4), fnn.Tanh(), fnn.Dense(3)), key)
+
+    def kinds(rules: Any) -> list[str]:
+        function = backprop.value_and_grad(objective, rules=rules)
+        return re.findall(r"MemorySpace\.(\w+)", str(jax.make_jaxpr(lambda p: function(p, batch))(params)))
+
+    assert kinds(RULES) == []
+    assert kinds(RULES.saving({fnn.Dense: saving.offload})) == ["Host", "Host", "Device", "Device"]
 
 
 def test_rounded_residuals_round_the_weights_gradient_and_no_delta(key: jax.Array):
