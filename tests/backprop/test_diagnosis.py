@@ -136,6 +136,16 @@ def test_chi_as_theory_has_it(activation: fnn.Layer, init: str, chi: float, key:
     assert found.layers["0"].chi is None and found.layers["1"].chi is None
 
 
+def test_chi_does_not_depend_on_the_widths(key: jax.Array):
+    """The mean square of deltas grows by chi times outputs over inputs: as many deltas come together in each."""
+    net = fnn.Serial(*(part for k in (300, 900, 300) for part in (fnn.Dense(k), fnn.Relu())))
+    objective = fnn.Objective(net.replace(layers=net.layers[:-1]), fnn.losses.squared_error)
+    x, y = jax.random.normal(key, (64, 300)), 1e3 * jax.random.normal(jax.random.fold_in(key, 1), (64, 300))
+    found = backprop.diagnose(objective, objective.net.init(key, (300,)), (x, y))
+    for path in ("2", "4"):
+        np.testing.assert_allclose(found.layers[path].chi, found.layers[path].chi_predicted, rtol=0.15)
+
+
 def test_chi_is_a_layers_own_where_others_use_its_input(key: jax.Array):
     body = fnn.Dense(300, w_init="lecun_normal")
     net = fnn.Serial(fnn.Dense(300), fnn.Tanh(), fnn.Residual(body), fnn.Dense(300))

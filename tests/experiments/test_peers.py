@@ -60,7 +60,8 @@ def test_smoke_run_trains(smoke: pathlib.Path) -> None:
         for row in (fit, hand, rows["scan"]):
             assert 0 < row["loss"] < untrained
         if result["regression"]:
-            assert fit["metric"] == pytest.approx(fit["loss"])
+            # both are means in float32, added in different orders
+            assert fit["metric"] == pytest.approx(fit["loss"], rel=1e-5)
 
 
 def test_loops_learn_the_same_in_as_many_epochs() -> None:
