@@ -58,6 +58,14 @@ def test_an_exact_policy_changes_no_gradient(net: fnn.Layer, policies: Any, key:
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize(("length", "whole"), [(None, 2), (1, 7), (2, 3), (3, 2), (50, 1)])
+def test_segments_keep_the_input_of_each(length: int | None, whole: int):
+    """Of 7 blocks: one input for each whole segment, and that of the blocks which are left over."""
+    net = fnn.Repeat(fnn.Serial(fnn.Dense(4), fnn.Tanh()), 7)
+    kept = backprop.residuals(net, (4,), 9, rules=RULES.saving({fnn.Repeat: saving.Segments(length)})).kept
+    assert [one.shape for one in kept] == [(whole, 9, 4), (9, 4)]
+
+
 def test_what_is_offloaded_crosses_the_two_passes_in_the_hosts_memory(key: jax.Array):
     """A CPU has no other memory, so that it is read in the program: each layer's residuals go, and come back."""
     objective, params, batch = problem(fnn.Serial(fnn.Dense(4), fnn.Tanh(), fnn.Dense(3)), key)
