@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from funcnn import penalties
 from funcnn.backprop.engine import Run, check_objective, run
 from funcnn.backprop.outer import Addend, at_least_float32, basis, is_outer, sum_of_columns, sum_of_squares_of
-from funcnn.backprop.per_example import layer_rows
+from funcnn.backprop.passes import layer_rows
 from funcnn.backprop.products import hessian_product, loss_hessian, need_rule
 from funcnn.backprop.rule import Context, LossRule, Rule, RuleError, Rules, as_rules, is_leaf, need_second
 from funcnn.backprop.rules import RULES
@@ -91,7 +91,7 @@ def hessian_diagonal(
 
     H_x = J^T H_y J + sum_k dy_k (d^2 y_k / dx^2) for each layer, from the output back: the square root of H goes
     through the rules as so many deltas, to which a layer that bends adds its own, one for each unit. A parameter that
-    is used in several places takes a product with the Hessian for each of its numbers.
+    is used in several places, or in a `Repeat`, takes a product with second derivatives for each of its numbers.
 
     Args:
         objective: net + loss + penalty.
@@ -190,7 +190,7 @@ def _of_parameters(ctx: Context, part: Part, rule: Rule, residuals: Any, dy: Cur
     for term in dy.terms.values():
         # Of our own rules each number of a row depends on one number of dy, so that where an example has one position
         # the squares of the columns may be added first.
-        if rule.rows is not None and all(outer.delta.shape[-2] == 1 for outer in outers):
+        if rule.rows is not None and all(outer.delta.shape[-2] == 1 and not outer.blocks for outer in outers):
             square = _squares(term)
             signs = (1,) if isinstance(term, Columns) and term.sign is None else (1, -1)
             for sign in signs:

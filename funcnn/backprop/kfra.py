@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from funcnn.backprop.engine import check_objective, run
 from funcnn.backprop.outer import Addend, activity_moment, at_least_float32, basis, is_outer
-from funcnn.backprop.per_example import layer_rows
+from funcnn.backprop.passes import layer_rows
 from funcnn.backprop.products import loss_hessian
 from funcnn.backprop.quantities import Kronecker
 from funcnn.backprop.rule import Context, Rule, RuleError, Rules, as_rules
@@ -136,6 +136,11 @@ def _of_parameters(ctx: Context, part: Part, rule: Rule, residuals: Any, dy: Ave
     weight = jnp.sqrt(shares).astype(g.dtype)
     like = jnp.zeros((len(shares), *shape), g.dtype)
     outers, treedef = jax.tree.flatten(layer_rows(ctx, part, rule, residuals, like), is_leaf=is_outer)
+    if any(outer.blocks for outer in outers):
+        raise RuleError(
+            f"{CHAINS}; {part.layer!r} at {'/'.join(ctx.path)!r} runs its blocks as one layer: use "
+            f"Serial(*[block] * {outers[0].shape[0]}), or kronecker_factors of rows (K-FAC, KFLR)"
+        )
     if rule.affine and len(shape) == 1:
         seconds = [g] * len(outers)
     else:
@@ -146,7 +151,7 @@ def _of_parameters(ctx: Context, part: Part, rule: Rule, residuals: Any, dy: Ave
 
         flats = [d.reshape(-1, d.shape[-1]) for d in jax.vmap(rows_of)(_columns(g, shape, weight))]
         seconds = [flat.T @ flat for flat in flats]
-    firsts = [None if outer.activity is None else activity_moment(outer, shares) for outer in outers]
+    firsts = [activity_moment(outer, shares) for outer in outers]
     entries = zip(firsts, seconds, outers, strict=True)
     return jax.tree.unflatten(treedef, [Found(Kronecker(a, b, outer.transposed)) for a, b, outer in entries])
 

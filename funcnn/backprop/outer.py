@@ -1,7 +1,9 @@
 """The gradient of one parameter for each example by itself, in factors: what a layer has before it sums."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,14 +30,16 @@ class Outer(Addend):
     g_n = sum_t a_nt d_nt^T   (A, B), seen in the parameter's shape;  with a shift s:  g_n = sum_t (a_nt - s_b)_a d_ntb
 
     A dense layer has its input as a and its delta as d. There is one position t, unless examples have more axes than
-    one or the parameter is used in several places. Backward passes of several deltas share a and differ in d.
+    one or the parameter is used in several places. Backward passes of several deltas share a and differ in d. For the
+    parameters of n blocks, in one array (n, A, B), there is an axis of the blocks before that of the examples.
 
     Attributes:
-        activity: a (N, T, A); None where A = 1 and all a = 1, as for a bias.
-        delta: d (N, T, B); or (C, N, T, B) for C deltas.
-        shift: s (B, A), as the centres of radial basis functions; else None.
-        shape: the parameter's.
+        activity: a ([n,] N, T, A); None where A = 1 and all a = 1, as for a bias.
+        delta: d ([n,] N, T, B); or (C, [n,] N, T, B) for C deltas.
+        shift: s ([n,] B, A), as the centres of radial basis functions; else None.
+        shape: the parameter's, ([n,] ...).
         transposed: whether the parameter is (B, A), with the units first.
+        blocks: how many axes are numbers of blocks: 1 in a `Repeat`, 2 in one within another.
     """
 
     activity: jax.Array | None
@@ -43,6 +47,7 @@ class Outer(Addend):
     shift: jax.Array | None = None
     shape: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     transposed: bool = dataclasses.field(default=False, metadata={"static": True})
+    blocks: int = dataclasses.field(default=0, metadata={"static": True})
 
     @classmethod
     def of(
@@ -75,11 +80,20 @@ class Outer(Addend):
         """a (N, T, A), also where all are 1."""
         if self.activity is not None:
             return self.activity
-        return jnp.ones((*self.delta.shape[-3:-1], 1), self.delta.dtype)
+        return jnp.ones((*self.delta.shape[-3 - self.blocks : -1], 1), self.delta.dtype)
 
     def astype(self, dtype: jnp.dtype) -> "Outer":
         """The same in another dtype."""
         return jax.tree.map(lambda array: array.astype(dtype), self)
+
+    def stacked(self, n: int) -> "Outer":
+        """Of n blocks, where the arrays of these have got an axis for them, in front."""
+        return dataclasses.replace(self, shape=(n, *self.shape), blocks=self.blocks + 1)
+
+    def by_block(self, d: jax.Array) -> "Outer":
+        """With deltas d (C, n, N, T, B): what `jax.vmap` and `jax.lax` can go through, the blocks first in each array."""
+        d = jnp.moveaxis(d, -3 - self.blocks, 0)
+        return dataclasses.replace(self, delta=d, shape=self.shape[1:], blocks=self.blocks - 1)
 
     def shaped(self, g: jax.Array) -> jax.Array:
         """g (..., A, B) in the parameter's shape (..., *shape)."""
@@ -104,6 +118,37 @@ def at_least_float32(a: jax.Array) -> jax.Array:
     return a if a.dtype.itemsize >= 4 else a.astype(jnp.float32)
 
 
+def _added_over_blocks(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A function of factors without blocks, for those with: the sum of what it gives, a block at a time."""
+
+    @functools.wraps(function)
+    def whole(outer: Outer, d: jax.Array) -> jax.Array:
+        if not outer.blocks:
+            return function(outer, d)
+        each = outer.by_block(d)
+        like = jax.eval_shape(lambda one: whole(one, one.delta), jax.tree.map(lambda array: array[0], each))
+        zero = jnp.zeros(like.shape, like.dtype)
+        return jax.lax.scan(lambda total, one: (total + whole(one, one.delta), None), zero, each)[0]
+
+    return whole
+
+
+def _beside_each_other(axis: int) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+    """A function of factors without blocks, for those with: what it gives for each, stacked along an axis."""
+
+    def of_blocks(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        @functools.wraps(function)
+        def whole(outer: Outer, d: jax.Array, *rest: Any) -> jax.Array:
+            if not outer.blocks:
+                return function(outer, d, *rest)
+            return jnp.moveaxis(jax.lax.map(lambda one: whole(one, one.delta, *rest), outer.by_block(d)), 0, axis)
+
+        return whole
+
+    return of_blocks
+
+
+@_beside_each_other(2)
 def formed(outer: Outer, d: jax.Array) -> jax.Array:
     """g_n = sum_t (a_nt - s) d_nt (C, N, *shape)."""
     if outer.activity is None:
@@ -114,6 +159,7 @@ def formed(outer: Outer, d: jax.Array) -> jax.Array:
     return outer.shaped(g)
 
 
+@_beside_each_other(0)
 def weighted_sum(outer: Outer, d: jax.Array) -> jax.Array:
     """sum_n g_n of deltas (N, T, B), in the parameter's shape."""
     if outer.activity is None:
@@ -124,6 +170,7 @@ def weighted_sum(outer: Outer, d: jax.Array) -> jax.Array:
     return outer.shaped(g)
 
 
+@_added_over_blocks
 def squared_norms_of(outer: Outer, d: jax.Array) -> jax.Array:
     """(C, N)."""
     positions = d.shape[-2]
@@ -150,6 +197,7 @@ def _gram(a: jax.Array, d: jax.Array, shift: jax.Array | None) -> jax.Array:
     return aa * dd - mixed - mixed.T + (d * jnp.sum(jnp.square(shift), axis=-1)[None]) @ d.T
 
 
+@_added_over_blocks
 def dot_products_of(outer: Outer, d: jax.Array) -> jax.Array:
     """(C N, C N)."""
     columns, n, positions, _ = d.shape
@@ -161,6 +209,7 @@ def dot_products_of(outer: Outer, d: jax.Array) -> jax.Array:
     return gram.reshape(columns * n, positions, columns * n, positions).sum((1, 3))
 
 
+@_beside_each_other(0)
 def sum_of_squares_of(outer: Outer, d: jax.Array, weight: jax.Array | None = None) -> jax.Array:
     """sum_nc weight_cn g_nc^2, in the parameter's shape, of deltas d (C, N, T, B); weight (C, N), 1 unless given."""
 
@@ -203,8 +252,21 @@ def sum_of_columns(values: jax.Array) -> jax.Array:
     return total
 
 
-def activity_moment(outer: Outer, shares: jax.Array) -> jax.Array:
-    """A = sum_n m_n / T sum_t a_nt a_nt^T; of a - s_b its mean over the units b."""
+@_beside_each_other(0)
+def delta_moment(outer: Outer, d: jax.Array) -> jax.Array:
+    """B = sum_nct d_nct d_nct^T; where there is no activity, of the sum over the positions."""
+    d = jnp.sum(d, axis=-2) if outer.activity is None else d
+    d = d.reshape(-1, d.shape[-1])
+    return d.T @ d
+
+
+def activity_moment(outer: Outer, shares: jax.Array) -> jax.Array | None:
+    """A = sum_n m_n / T sum_t a_nt a_nt^T; of a - s_b its mean over the units b. None without an activity."""
+    return None if outer.activity is None else _activity_moment(outer, outer.delta, shares)
+
+
+@_beside_each_other(0)
+def _activity_moment(outer: Outer, _: jax.Array, shares: jax.Array) -> jax.Array:
     a = outer.activity
     assert a is not None
     n, t, width = a.shape

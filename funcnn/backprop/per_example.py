@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from funcnn.backprop.engine import check_objective, run
 from funcnn.backprop.outer import Outer, is_outer
-from funcnn.backprop.rule import Context, LossRule, Rule, RuleError, Rules, as_rules
+from funcnn.backprop.passes import factors_of_layers
+from funcnn.backprop.rule import Context, LossRule, RuleError, Rules, as_rules
 from funcnn.backprop.rules import RULES
-from funcnn.compose import Part
 from funcnn.layer import Key, Params
 from funcnn.objective import Batch, Objective, unpack
 
@@ -111,7 +111,7 @@ def rows(
         root = Context(as_rules(rules), key=key, train=train, need_dx=False, extras=extras or {})
         done = run(objective, params, batch, root)
         assert done.root.delta is not None
-        inside = dataclasses.replace(done.root, leaf=_factors)
+        inside = dataclasses.replace(done.root, leaf=factors_of_layers)
         factors, _ = inside.bwd(done.net, done.residuals, done.root.delta, False)
         if of == LOSS:
             # Of the mean, as the gradient's own pass: compiled together, they are one. The share is taken out later.
@@ -163,30 +163,6 @@ def _columns(
     score = rule.score
     keys = jax.random.split(key, samples)
     return jax.vmap(lambda k: score(objective.loss, targets, outputs, k))(keys) * samples**-0.5
-
-
-def _factors(ctx: Context, part: Part, rule: Rule, residuals: Any, dy: jax.Array) -> tuple[Params, Any]:
-    """The gradient of a layer's parameters for each example, in the place of their sum."""
-    _, dx = rule.bwd(part.layer, part.params, residuals, dy, ctx)
-    return layer_rows(ctx, part, rule, residuals, dy), dx
-
-
-def layer_rows(ctx: Context, part: Part, rule: Rule, residuals: Any, dy: jax.Array) -> Params:
-    """By the layer's rule; or by its `bwd` of each example's delta with zeros for the others, N times as much work.
-
-    Of the residuals nothing is known then, such as which of their axes is that of the examples.
-    """
-    if not jax.tree.leaves(part.params):
-        return part.params
-    if rule.rows is not None:
-        return rule.rows(part.layer, part.params, residuals, dy, ctx)
-
-    def one(alone: jax.Array) -> Params:
-        delta = jnp.where(alone.reshape(-1, *(1,) * (dy.ndim - 1)), dy, 0)
-        return rule.bwd(part.layer, part.params, residuals, delta, ctx)[0]
-
-    each = jax.vmap(one)(jnp.eye(len(dy), dtype=bool))
-    return jax.tree.map(lambda parameter, g: Outer.of(parameter, None, g), part.params, each)
 
 
 def _map(function: Callable[[Outer], Any], factors: Params) -> Params:

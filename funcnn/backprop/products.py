@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from funcnn.backprop.engine import Run, check_objective, run
-from funcnn.backprop.rule import Context, LossRule, Rule, RuleError, Rules, as_rules, is_leaf, need_second
+from funcnn.backprop.passes import Along
+from funcnn.backprop.rule import Context, LossRule, Rule, RuleError, Rules, as_rules, need_second
 from funcnn.backprop.rules import RULES
-from funcnn.compose import Part
 from funcnn.layer import Key, Params
 from funcnn.objective import Batch, Objective, unpack
 
@@ -142,31 +142,13 @@ def hessian_product(
 
     def function(params: Params, batch: Batch, v: Params, *, key: Key | None = None, train: bool = False) -> Params:
         _check_direction(params, v)
-        deltas: dict[tuple[str, ...], jax.Array] = {}
-        tangents: dict[tuple[str, ...], tuple[Params, Any]] = {}
-
-        def observe(ctx: Context, part: Part, rule: Rule, **values: Any) -> None:
-            if is_leaf(part, rule):
-                if "dy" in values:
-                    deltas[ctx.path] = values["dy"]
-                elif "vx" in values:
-                    tangents[ctx.path] = values["vparams"], values["vx"]
-
-        def leaf(ctx: Context, part: Part, rule: Rule, residuals: Any, dy: jax.Array) -> tuple[Params, Any]:
-            dparams, dx = rule.bwd(part.layer, part.params, residuals, dy, ctx)
-            if ctx.path not in tangents:
-                return dparams, dx  # neither its parameters nor its input change
-            second = need_second(rule, part.layer, "/".join(ctx.path))
-            more, more_dx = second(part.layer, part.params, residuals, deltas[ctx.path], *tangents[ctx.path], ctx)
-            dparams = dparams if more is None else jax.tree.map(jnp.add, dparams, more)
-            return dparams, dx if more_dx is None or dx is None else dx + more_dx
-
-        done = run(objective, params, batch, _root(rules, extras, key, train, observe))
+        along = Along()
+        done = run(objective, params, batch, _root(rules, extras, key, train, along.observe))
         vf = done.root.tangent(done.net, done.residuals, v, None)
         if vf is None:
             return v
         change = _loss_product(objective, batch, done, vf)
-        ctx = dataclasses.replace(done.root, delta=change, observe=None, leaf=leaf)
+        ctx = dataclasses.replace(done.root, delta=change, observe=None, leaf=along.leaf)
         product, _ = ctx.bwd(done.net, done.residuals, change, False)
         if objective.penalty is not None:
             second = need_second(need_rule(done, objective.penalty), objective.penalty)
