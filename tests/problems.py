@@ -267,6 +267,20 @@ NETWORKS = {
     "graph-shared": NetworkProblem(
         fnn.Objective(BATCHED["graph-shared"].layer, losses.mse, penalties.l2(0.1)), (4,), "real"
     ),
+    "repeated-blocks": NetworkProblem(
+        fnn.Objective(
+            fnn.Serial(
+                fnn.Dense(3),
+                fnn.Repeat(fnn.Serial(fnn.Maxout(3, pieces=2), fnn.Prelu(), fnn.Repeat(fnn.Rbf(3, epsilon=0.6), 2)), 2),
+                fnn.Dense(3),
+                fnn.Sigmoid(),
+                fnn.Repeat(fnn.Serial(fnn.Dense(3), fnn.Tanh()), 3),
+            ),
+            losses.softmax_cross_entropy,
+        ),
+        (4,),
+        "label",
+    ),
     "noisy": NetworkProblem(
         fnn.weight_noise(0.1)(
             fnn.Objective(

@@ -14,7 +14,7 @@ from funcnn import table
 from funcnn.backprop import per_example, quantities
 from funcnn.backprop.engine import check_objective, run
 from funcnn.backprop.outer import is_outer, squared_norms_of
-from funcnn.backprop.per_example import layer_rows
+from funcnn.backprop.passes import layer_rows
 from funcnn.backprop.rule import Context, Rule, Rules, as_rules, is_leaf
 from funcnn.backprop.rules import RULES
 from funcnn.compose import Combinator, Part

@@ -125,6 +125,7 @@ def vjp(
         raise TypeError(f"vjp takes a layer, got {net!r}; for an objective use value_and_grad")
     x, rules = jnp.asarray(x), as_rules(rules)
     ctx = Context(rules, key=key, train=train, extras=extras or {})
+    check_floating(params)
     check_paths(ctx, Part(None, None, net, params))
     y, residuals = ctx.fwd(Part(None, None, net, params), x)
     like = jax.ShapeDtypeStruct(y.shape, y.dtype)
@@ -266,6 +267,7 @@ def run(objective: Objective, params: Params, batch: Batch, root: Context) -> Ru
     """Forward, then backward, by the rules of `root`."""
     x, targets, weight = unpack(batch)
     net = Part(None, None, objective.net, params)
+    check_floating(params)
     check_paths(root, net)
     root = dataclasses.replace(root, need_dx=root.need_dx and jnp.issubdtype(x.dtype, jnp.floating))
     outputs, residuals = root.fwd(net, x)
@@ -326,6 +328,16 @@ class _NoDelta:
             f"a rule asks for the delta at the network's outputs, which {self.loss!r} does not keep; "
             "use softmax_cross_entropy"
         )
+
+
+def check_floating(params: Params) -> None:
+    """Raises where a parameter is of integers, which have no gradient."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is of {jnp.result_type(leaf)}, and only floating parameters have "
+                "a gradient: jnp.asarray(..., float)"
+            )
 
 
 def check_paths(ctx: Context, net: Part) -> None:

@@ -91,7 +91,7 @@ class Outer(Addend):
         return dataclasses.replace(self, shape=(n, *self.shape), blocks=self.blocks + 1)
 
     def by_block(self, d: jax.Array) -> "Outer":
-        """With deltas d (C, n, N, T, B): what `jax.vmap` and `jax.lax` can go through, the blocks first in each array."""
+        """With deltas d (C, n, N, T, B): what loops can go through, the blocks first in each array."""
         d = jnp.moveaxis(d, -3 - self.blocks, 0)
         return dataclasses.replace(self, delta=d, shape=self.shape[1:], blocks=self.blocks - 1)
 
@@ -173,6 +173,7 @@ def weighted_sum(outer: Outer, d: jax.Array) -> jax.Array:
 @_added_over_blocks
 def squared_norms_of(outer: Outer, d: jax.Array) -> jax.Array:
     """(C, N)."""
+    outer, d = _precise(outer), at_least_float32(d)
     positions = d.shape[-2]
     if outer.activity is None:
         return jnp.sum(jnp.square(jnp.sum(d, axis=-2)), axis=-1)
@@ -185,6 +186,10 @@ def squared_norms_of(outer: Outer, d: jax.Array) -> jax.Array:
     # Of one example and delta at a time, whose positions are rows.
     over_examples = jax.vmap(lambda a, rows: jnp.maximum(jnp.sum(_gram(a, rows, outer.shift)), 0))
     return jax.vmap(lambda rows: over_examples(outer.activity, rows))(d)
+
+
+def _precise(outer: Outer) -> Outer:
+    return jax.tree.map(at_least_float32, outer)
 
 
 def _gram(a: jax.Array, d: jax.Array, shift: jax.Array | None) -> jax.Array:
@@ -200,6 +205,7 @@ def _gram(a: jax.Array, d: jax.Array, shift: jax.Array | None) -> jax.Array:
 @_added_over_blocks
 def dot_products_of(outer: Outer, d: jax.Array) -> jax.Array:
     """(C N, C N)."""
+    outer, d = _precise(outer), at_least_float32(d)
     columns, n, positions, _ = d.shape
     if outer.activity is None:
         total = jnp.sum(d, axis=-2).reshape(columns * n, -1)

@@ -2,7 +2,8 @@
 
 Each is a function of `Rows`. None but `gradients` forms the gradients of the examples where a layer gives its factors:
 with g_n = a_n d_n^T, the norm is |a_n| |d_n|, a dot product (a_n . a_m) (d_n . d_m), and sum_n g_n^2 is one more matrix
-product, of the squares. Shapes: C deltas, N examples, T positions, a (N, T, A), d (C, N, T, B), as in `Outer`.
+product, of the squares. Shapes: C deltas, N examples, T positions, a (N, T, A), d (C, N, T, B), as in `Outer`. The
+blocks of a `Repeat` are taken one at a time.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from funcnn.backprop import per_example
 from funcnn.backprop.outer import (
     Outer,
     activity_moment,
+    delta_moment,
     dot_products_of,
     formed,
     squared_norms_of,
@@ -233,6 +235,8 @@ def clipped_mean(rows: Rows, bound: float | jax.Array) -> Params:
 class Kronecker:
     """The two factors of one parameter's block of a curvature matrix: see `kronecker_factors`.
 
+    Those of the n blocks of a `Repeat` are stacked: (n, A, A), (n, B, B).
+
     Attributes:
         a: A (A, A), the second moment of the activity; None for a parameter without, such as a bias.
         b: B (B, B), that of the deltas.
@@ -247,7 +251,10 @@ class Kronecker:
         """A (x) B, whose rows and columns are the parameter's numbers as `ravel` has them."""
         if self.a is None:
             return self.b
-        return jnp.kron(self.b, self.a) if self.transposed else jnp.kron(self.a, self.b)
+        left, right = (self.b, self.a) if self.transposed else (self.a, self.b)
+        product = left[..., :, None, :, None] * right[..., None, :, None, :]
+        size = left.shape[-1] * right.shape[-1]
+        return product.reshape(*left.shape[:-2], size, size)
 
 
 def kronecker_factors(rows: Rows) -> Params:
@@ -281,13 +288,9 @@ def kronecker_factors(rows: Rows) -> Params:
     if rows.of == per_example.LOSS:
         raise ValueError('kronecker_factors takes rows of="fisher" (K-FAC) or of="gauss_newton" (KFLR), got of="loss"')
 
-    def one(outer: Outer) -> Kronecker:
-        d = jnp.sum(outer.delta, axis=-2) if outer.activity is None else outer.delta
-        d = d.reshape(-1, d.shape[-1])
-        a = None if outer.activity is None else activity_moment(outer, rows.shares)
-        return Kronecker(a, d.T @ d, outer.transposed)
-
-    return rows.map(one)
+    return rows.map(
+        lambda outer: Kronecker(activity_moment(outer, rows.shares), delta_moment(outer, outer.delta), outer.transposed)
+    )
 
 
 def _total(values: list[jax.Array]) -> jax.Array:
@@ -302,8 +305,8 @@ def _need_loss(rows: Rows, name: str) -> None:
 
 
 def _along(values: jax.Array, outer: Outer) -> jax.Array:
-    """values (N,) to be multiplied with deltas (C, N, T, B)."""
-    return values.astype(outer.delta.dtype)[None, :, None, None]
+    """values (N,) to be multiplied with deltas (C, ..., N, T, B)."""
+    return values.astype(outer.delta.dtype).reshape(*(1,) * (outer.delta.ndim - 3), -1, 1, 1)
 
 
 def _inverse(shares: jax.Array) -> jax.Array:

@@ -36,7 +36,8 @@ class Rule:
 
         rows:    (layer, params, residuals, dy, ctx) -> tree of Outer
                  dparams before it is summed over the examples, an `Outer` in the place of each array, each number of
-                 whose delta depends on one number of dy; without it bwd is run for each example alone
+                 whose delta depends on one number of dy, unless it has blocks; without it bwd is run for each example
+                 alone
         tangent: (layer, params, residuals, vparams, vx, ctx) -> vy
                  vy = (dy/dparams) vparams + (dy/dx) vx, the transpose of bwd; None stands for a direction of zeros
         second:  (layer, params, residuals, dy, vparams, vx, ctx) -> (dparams', dx')
@@ -171,6 +172,10 @@ class Rules(Mapping[RuleKey, Rule]):
             >>> from funcnn.backprop import RULES, saving
             >>> rules = RULES.saving({fnn.Relu: saving.one_bit, fnn.Dense: saving.bfloat16})
         """
+        if not isinstance(policies, Mapping):
+            raise RuleError(
+                f"saving takes a mapping from layers to policies, as {{fnn.Relu: saving.one_bit}}, got {policies!r}"
+            )
         for key, policy in policies.items():
             _check_key("a saving policy", key)
             if not callable(policy) or isinstance(policy, Rule):

@@ -13,7 +13,7 @@ from funcnn.backprop.rule import RuleError, as_rules
 from funcnn.backprop.rules import RULES
 from funcnn.layer import Params
 from funcnn.objective import Objective
-from funcnn.train.arguments import check_count
+from funcnn.train.arguments import check_count, is_positive
 from funcnn.train.kronecker import Curvature, KroneckerState, check_given
 
 # The rule of Levenberg and Marquardt, for one step: the damping is divided or multiplied by GROWTH where the objective
@@ -101,7 +101,7 @@ def kfac(
     form = backprop.gauss_newton_form(objective, rules=rules, extras=extras)
     check_count("adapt_every", adapt_every)
     for name, value in (("damping", damping), ("least_damping", least_damping)):
-        if callable(value) or not value > 0:
+        if not is_positive(value):
             raise ValueError(f"{name} is a positive number, got {value!r}")
 
     def init(params: Params) -> KfacState:

@@ -16,9 +16,11 @@ from funcnn.backprop import quantities
 from funcnn.backprop.outer import Outer, at_least_float32, is_outer
 from funcnn.backprop.rule import RuleError
 from funcnn.backprop.rules import RULES
-from funcnn.layer import Params
+from funcnn.compose import Combinator, Part
+from funcnn.layer import Layer, Params
 from funcnn.objective import Objective
-from funcnn.train.arguments import check_count
+from funcnn.repeat import Repeat
+from funcnn.train.arguments import check_count, is_positive
 
 Factors = tuple[jax.Array | None, jax.Array]
 
@@ -31,7 +33,7 @@ class KroneckerState(NamedTuple):
     Attributes:
         steps: how many updates there were, int32.
         factors: for each block its two factors (left, right), as running averages that began with 0; left is None for
-            a parameter of one axis.
+            a parameter of one axis. Those of the blocks of a `Repeat` are stacked.
         inverses: those of the damped factors.
     """
 
@@ -98,9 +100,9 @@ def scale_by_kfac(
     sections 3, 5 and 6.3; Botev, Ritter and Barber (2017) for "gauss_newton".
     """
     curvature = Curvature.of(objective, decay, factors_every, inverses_every, of, samples, rules, extras)
-    if not callable(damping) and not damping > 0:
+    if not callable(damping) and not is_positive(damping):
         raise ValueError(f"damping is a positive number, or a function of the count of updates, got {damping!r}")
-    if bound is not None and not bound > 0:
+    if bound is not None and not is_positive(bound):
         raise ValueError(f"bound is a positive number or None, got {bound!r}")
 
     def update(
@@ -132,6 +134,7 @@ def check_given(name: str, params: Any, batch: Any, key: Any) -> None:
 class Curvature:
     """The factors of the blocks, and what they make of a gradient."""
 
+    net: Layer
     rows: Callable[..., backprop.Rows]
     decay: float
     factors_every: int
@@ -155,13 +158,14 @@ class Curvature:
         rows = backprop.rows(objective, of=of, samples=samples, rules=rules, extras=extras)
         check_count("factors_every", factors_every)
         check_count("inverses_every", inverses_every)
-        if not 0 <= decay < 1:
+        if decay != 0 and not (is_positive(decay) and decay < 1):
             raise ValueError(f"decay is a number from 0 to 1, got {decay!r}")
-        return cls(rows, decay, factors_every, inverses_every)
+        return cls(objective.net, rows, decay, factors_every, inverses_every)
 
     def init(self, params: Params) -> KroneckerState:
         """Before the first step."""
-        factors = tuple(_no_factors(block) for block in jax.tree.leaves(params, is_leaf=_is_affine))
+        blocks, _ = _blocks(self.net, params)
+        factors = tuple(_no_factors(block) for _, block in blocks)
         return KroneckerState(jnp.zeros((), jnp.int32), factors, jax.tree.map(jnp.zeros_like, factors))
 
     def update(
@@ -176,24 +180,24 @@ class Curvature:
             )
 
         def invert() -> tuple[Factors, ...]:
-            return tuple(_inverse(block, known, jnp.sqrt(damping)) for block in factors)
+            return tuple(_inverse(pair, known, jnp.sqrt(damping)) for pair in factors)
 
         factors = _sometimes(self.factors_every, state.steps, average, state.factors)
         known = 1 - self.decay ** (state.steps // self.factors_every + 1).astype(jnp.result_type(float))
         inverses = _sometimes(self.inverses_every, state.steps, invert, state.inverses)
-        leaves, treedef = jax.tree.flatten(params, is_leaf=_is_affine)
-        blocks = zip(leaves, inverses, treedef.flatten_up_to(grads), strict=True)
-        moved = treedef.unflatten([_product(block, inverse, grad) for block, inverse, grad in blocks])
+        blocks, treedef = _blocks(self.net, params)
+        entries = zip(blocks, inverses, treedef.flatten_up_to(grads), strict=True)
+        moved = treedef.unflatten([_product(block, inverse, grad) for (_, block), inverse, grad in entries])
         return moved, KroneckerState(state.steps + 1, factors, inverses)
 
     def _measured(self, params: Params, batch: Any, key: Any) -> tuple[Factors, ...]:
         """The factors at these parameters, of this batch alone."""
         found = self.rows(params, batch, key=key, train=True, sample_key=jax.random.fold_in(key, _SAMPLES))
-        with_path, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_affine)
+        blocks, treedef = _blocks(self.net, params)
         outers = treedef.flatten_up_to(found.factors)
         return tuple(
-            _factors(jax.tree_util.keystr(path), block, dataclasses.replace(found, factors=outer))
-            for (path, block), outer in zip(with_path, outers, strict=True)
+            _factors(path, block, dataclasses.replace(found, factors=outer))
+            for (path, block), outer in zip(blocks, outers, strict=True)
         )
 
 
@@ -202,22 +206,68 @@ def _sometimes(every: int, count: jax.Array, new: Callable[[], Any], old: Any) -
     return new() if every == 1 else lax.cond(count % every == 0, new, lambda: old)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Parameter:
+    """What is known of a parameter before there are numbers.
+
+    Attributes:
+        index: its place among the leaves.
+        shape: with the axes of the blocks of a `Repeat`, if it lies in one.
+        stack: how many axes these are.
+    """
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: Any
+    stack: int = 0
+
+    def astype(self, _: Any) -> "_Parameter":
+        """Itself: a network that casts its parameters has the same ones."""
+        return self
+
+    def of_block(self) -> tuple[int, ...]:
+        """The shape of one block's."""
+        return self.shape[self.stack :]
+
+
+def _blocks(net: Layer, params: Params) -> tuple[list[tuple[str, Any]], Any]:
+    """(path, block) of each block, and their tree: `_Parameter`s, or {"w", "b"} of these where they are affine."""
+    leaves, treedef = jax.tree.flatten(params)
+    known = [_Parameter(i, jnp.shape(leaf), jnp.result_type(leaf)) for i, leaf in enumerate(leaves)]
+    stacks: dict[int, int] = {}
+    _count_repeats(Part(None, None, net, treedef.unflatten(known)), 0, stacks)
+    known = [dataclasses.replace(one, stack=stacks.get(one.index, 0)) for one in known]
+    with_path, blocks = jax.tree_util.tree_flatten_with_path(treedef.unflatten(known), is_leaf=_is_affine)
+    return [(jax.tree_util.keystr(path), block) for path, block in with_path], blocks
+
+
+def _count_repeats(part: Part, depth: int, stacks: dict[int, int]) -> None:
+    """In how many `Repeat`s, one within another, each parameter lies."""
+    if isinstance(part.layer, Combinator):
+        for inner in part.layer.parts(part.params):
+            _count_repeats(inner, depth, stacks)
+    elif isinstance(part.layer, Repeat):
+        stacks.update({one.index: depth + 1 for one in jax.tree.leaves(part.params)})
+        _count_repeats(part.layer.part(part.params), depth + 1, stacks)
+
+
 def _is_affine(node: Any) -> bool:
     """Whether these are the weights and biases of one layer: a block of their own."""
     if not isinstance(node, dict) or set(node) != {"w", "b"}:
         return False
     w, b = node["w"], node["b"]
-    return not isinstance(w, dict) and jnp.ndim(w) >= 2 and jnp.shape(b) == jnp.shape(w)[1:]
+    return isinstance(w, _Parameter) and len(w.of_block()) >= 2 and b.of_block() == w.of_block()[1:]
 
 
 def _no_factors(block: Any) -> Factors:
     """Zeros of the shapes of the block's factors."""
     affine = _is_affine(block)
     parameter = block["w"] if affine else block
-    dtype, shape = parameter.dtype, jnp.shape(parameter)
+    dtype, shape, stack = parameter.dtype, parameter.of_block(), parameter.shape[: parameter.stack]
     if len(shape) < 2:
-        return None, jnp.zeros((math.prod(shape),) * 2, dtype)
-    return jnp.zeros((shape[0] + affine,) * 2, dtype), jnp.zeros((math.prod(shape[1:]),) * 2, dtype)
+        return None, jnp.zeros((*stack, *(math.prod(shape),) * 2), dtype)
+    left, right = shape[0] + affine, math.prod(shape[1:])
+    return jnp.zeros((*stack, left, left), dtype), jnp.zeros((*stack, right, right), dtype)
 
 
 def _factors(path: str, block: Any, rows: backprop.Rows) -> Factors:
@@ -227,9 +277,9 @@ def _factors(path: str, block: Any, rows: backprop.Rows) -> Factors:
         w = outer["w"]
         if w.activity is not None and not w.transposed and w.shift is None and outer["b"].delta.shape == w.delta.shape:
             a = jnp.concatenate([w.activity, jnp.ones_like(w.activity[..., :1])], axis=-1)
-            found = quantities.kronecker_factors(dataclasses.replace(rows, factors=Outer(a, w.delta)))
+            found = quantities.kronecker_factors(dataclasses.replace(rows, factors=Outer(a, w.delta, blocks=w.blocks)))
             return found.a, found.b
-    elif is_outer(outer) and (outer.activity is not None or jnp.ndim(block) < 2):
+    elif is_outer(outer) and (outer.activity is not None or len(block.of_block()) < 2):
         found = quantities.kronecker_factors(rows)
         if found.transposed and found.a is not None:
             return found.b, found.a
@@ -242,6 +292,8 @@ def _factors(path: str, block: Any, rows: backprop.Rows) -> Factors:
 
 def _inverse(factors: Factors, known: jax.Array, damping: jax.Array) -> Factors:
     """(A + pi damping I)^-1 and (B + damping / pi I)^-1; `known` is what averages that began with 0 are divided by."""
+    if factors[1].ndim > 2:
+        return jax.vmap(lambda one: _inverse(one, known, damping))(factors)
     left, right = (None if factor is None else factor / known.astype(factor.dtype) for factor in factors)
     assert right is not None
     damping = damping.astype(right.dtype)
@@ -268,11 +320,12 @@ def _bounded(moved: Params, grads: Params, bound: float) -> Params:
 def _product(block: Any, inverse: Factors, grad: Any) -> Any:
     """left^-1 G right^-1, in the block's shape."""
     left, right = inverse
-    if left is not None and _is_affine(block):
-        shape = block["w"].shape
-        g = jnp.concatenate([grad["w"].reshape(shape[0], -1), grad["b"].reshape(1, -1)])
-        moved = left @ g @ right
-        return {"w": moved[:-1].reshape(shape), "b": moved[-1].reshape(shape[1:])}
+    if right.ndim > 2:
+        return jax.vmap(lambda one, of_one: _product(block, one, of_one))(inverse, grad)
     if left is None:
         return (grad.reshape(-1) @ right).reshape(grad.shape)
+    if _is_affine(block):
+        w, b = grad["w"], grad["b"]
+        moved = left @ jnp.concatenate([w.reshape(len(w), -1), b.reshape(1, -1)]) @ right
+        return {"w": moved[:-1].reshape(w.shape), "b": moved[-1].reshape(b.shape)}
     return (left @ grad.reshape(len(left), -1) @ right).reshape(grad.shape)

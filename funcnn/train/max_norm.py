@@ -9,7 +9,7 @@ import optax
 from funcnn.wrappers import leaf_names, select_leaves
 
 
-def max_norm(c: float, leaves: str | tuple[str, ...] | None = ("w",)) -> optax.GradientTransformation:
+def max_norm(c: float, leaves: str | tuple[str, ...] | None = ("w",), *, axis: int = 0) -> optax.GradientTransformation:
     """Keeps the norm of each unit's incoming weights at c or below.
 
     w_k <- w_k min(1, c / |w_k|) after each update, for each unit k: |w_k|^2 = sum_d w_dk^2, over the inputs d
@@ -18,7 +18,9 @@ def max_norm(c: float, leaves: str | tuple[str, ...] | None = ("w",)) -> optax.G
 
     Args:
         c: the largest norm, positive.
-        leaves: the names of the parameters that are constrained, whose first axis is the inputs; None for all.
+        leaves: the names of the parameters that are constrained; None for all.
+        axis: that of the inputs d. In a `Repeat` it is 1, as the first is that of the blocks: `optax.masked` tells
+            these parameters from others.
 
     Returns:
         An optax transformation, which needs `params` in `update`.
@@ -52,7 +54,7 @@ def max_norm(c: float, leaves: str | tuple[str, ...] | None = ("w",)) -> optax.G
 
         def constrained(p: jax.Array, u: jax.Array) -> jax.Array:
             w = p + u
-            norm = jnp.sqrt(jnp.sum(jnp.square(w), axis=0, keepdims=True))
+            norm = jnp.sqrt(jnp.sum(jnp.square(w), axis=axis, keepdims=True))
             return w * jnp.minimum(1, c / jnp.where(norm == 0, c, norm)).astype(w.dtype) - p
 
         p_leaves, treedef = jax.tree.flatten(params)

@@ -51,9 +51,7 @@ def test_the_tangent_is_that_of_jvp_and_the_transpose_of_bwd(
         close(g, w)
 
 
-LEAVES = {  # Repeat has no second derivative, as it says
-    name: problem for name, problem in LAYERS.items() if not isinstance(problem.layer, Combinator | fnn.Repeat)
-}
+LEAVES = {name: problem for name, problem in LAYERS.items() if not isinstance(problem.layer, Combinator)}
 
 
 @pytest.mark.parametrize("problem", LEAVES.values(), ids=LEAVES.keys())
@@ -252,7 +250,7 @@ def test_kfra(name: str, key: jax.Array, rng: np.random.Generator):
             close(factors[0]["w"].a, jnp.einsum("n,nd,ne->de", dense.shares(batch), x, x))
 
 
-@pytest.mark.parametrize("name", ["residual-tower", "graph-shared"])
+@pytest.mark.parametrize("name", ["residual-tower", "graph-shared", "repeated-blocks"])
 def test_kfra_is_for_chains(name: str, key: jax.Array):
     with pytest.raises(fnn.backprop.RuleError, match="defined for chains"):
         jax.eval_shape(fnn.backprop.kfra_factors(NETWORKS[name].objective), *NETWORKS[name].draw(key))

@@ -22,7 +22,7 @@ TOLERANCE = 1e-10
 # The networks that are compared with whole matrices, which take long to compile: of each kind of layer, loss and graph.
 WHOLE = [
     "logistic-regression", "log-softmax-nll", "sigmoid-mlp-mse", "relu-mlp-l1-l2", "learned-variance", "maxout-mlp",
-    "rbf-network", "image-prelu-net", "residual-tower", "every-activation", "graph-shared",
+    "rbf-network", "image-prelu-net", "residual-tower", "every-activation", "graph-shared", "repeated-blocks",
 ]  # fmt: skip
 FLOAT32 = {"every-activation": 1e-6}  # runs one of its layers in float32
 
@@ -243,6 +243,30 @@ def test_integer_inputs_are_numbers(dtype: str, key: jax.Array, x64: None):
     floating, _ = all_of(params, x.astype(float))
     all_close(got, floating)
     all_close({name: got[name] for name in want}, want)
+
+
+@pytest.mark.parametrize("blocks", ["Serial", "Repeat"])
+def test_no_gradient_of_an_example_is_formed_for_its_norm(blocks: str, key: jax.Array):
+    block, n, d, examples = fnn.Serial(fnn.Dense(64), fnn.Relu()), 8, 64, 128
+    net = fnn.Repeat(block, n) if blocks == "Repeat" else fnn.Serial(*[block] * n)
+    objective = fnn.Objective(net, fnn.losses.squared_error)
+    batch = jnp.ones((examples, d)), jnp.ones((examples, d))
+    norms = jax.jit(lambda params: quantities.norms(fnn.backprop.rows(objective)(params, batch)))
+    compiled = norms.lower(jax.eval_shape(lambda: net.init(key, (d,)))).compile()
+    formed = examples * n * d * d * 4
+    memory: Any = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < formed / 4
+
+
+def test_norms_of_small_dtypes_do_not_overflow():
+    """In float16, whose largest number is 65504: a gradient (300, 400) has the norm 500, and its square is more."""
+    objective = fnn.Objective(fnn.Dense(1, bias=False), fnn.losses.squared_error)
+    x = jnp.array([[0.75, 1.0]], jnp.float16)
+    batch, params = (x, jnp.array([[-200.0]], jnp.float16)), {"w": jnp.zeros((2, 1), jnp.float16)}
+    rows = fnn.backprop.rows(objective)(params, batch)
+    np.testing.assert_allclose(quantities.norms(rows), [500.0], rtol=1e-3)
+    np.testing.assert_allclose(quantities.dot_products(rows), [[250000.0]], rtol=1e-3)
+    np.testing.assert_allclose(quantities.clipped_sum(rows, 5.0)["w"], [[3.0], [4.0]], rtol=1e-2)
 
 
 def test_a_variance_is_never_negative():

@@ -280,6 +280,18 @@ def test_a_path_that_is_not_in_the_network_is_an_error():
             backprop.vjp(net, params, x, **arguments)
 
 
+@pytest.mark.parametrize("looked_at", ["value_and_grad", "rows", "record", "hessian_diagonal", "diagnose"])
+def test_parameters_of_integers_have_no_gradient(looked_at: str):
+    objective = fnn.Objective(fnn.Dense(1), fnn.losses.squared_error)
+    params = {"w": jnp.ones((2, 1), int), "b": jnp.zeros(1)}
+    batch = jnp.ones((3, 2)), jnp.ones((3, 1))
+    with pytest.raises(TypeError, match=r"params\['w'\] is of int32, and only floating parameters have a gradient"):
+        if looked_at == "diagnose":
+            backprop.diagnose(objective, params, batch)
+        else:
+            getattr(backprop, looked_at)(objective)(params, batch)
+
+
 @pytest.mark.parametrize(
     "wrong", [lambda dx: None, lambda dx: dx[0], lambda dx: dx.astype(jnp.bfloat16)], ids=["none", "shape", "dtype"]
 )

@@ -240,6 +240,8 @@ def test_rules_with_policies_are_values():
 def test_bad_policies(key: jax.Array):
     with pytest.raises(RuleError, match="a saving policy is a function from rule to rule"):
         RULES.saving({fnn.Relu: "one bit"})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RuleError, match="saving takes a mapping from layers to policies"):
+        RULES.saving(saving.recompute)  # pyright: ignore[reportArgumentType]
     with pytest.raises(RuleError, match="a saving policy is for a type, a path"):
         RULES.saving({3: saving.keep})
     with pytest.raises(RuleError, match="paths are"):

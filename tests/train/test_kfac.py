@@ -64,6 +64,40 @@ def test_the_first_step_is_the_definition(key: jax.Array):
         np.testing.assert_allclose(got[4]["w"], solved(weights.a, weights.b, grads[4]["w"]), rtol=1e-9)
 
 
+@pytest.mark.parametrize("method", ["kfac", "scale_by_kfac"])
+def test_repeated_blocks_are_preconditioned_as_layers_one_after_another(method: str, key: jax.Array):
+    """Three steps; with as many blocks as inputs, so that the shapes of the stacked weights and biases mislead."""
+    n, d = 4, 4
+    block = fnn.Serial(fnn.Dense(d), fnn.Tanh(), fnn.Prelu(), fnn.Dense(d, bias=False))
+    repeated = fnn.Serial(fnn.Dense(d), fnn.Repeat(block, n), fnn.Dense(3))
+    written = fnn.Serial(fnn.Dense(d), fnn.Serial(*[block] * n), fnn.Dense(3))
+
+    def trained(net: fnn.Layer, params: Any) -> Any:
+        objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
+        optimizer = getattr(fnn.train, method)(objective, of="gauss_newton")
+
+        @jax.jit
+        def step(params: Any, state: Any) -> Any:
+            grads = jax.grad(objective)(params, batch)
+            updates, state = optimizer.update(grads, state, params, batch=batch, key=key)
+            return optax.apply_updates(params, updates), state
+
+        state = optimizer.init(params)
+        for _ in range(3):
+            params, state = step(params, state)
+        return params
+
+    with jax.enable_x64(True):
+        batch = jax.random.normal(key, (6, 5)), jnp.arange(6) % 3
+        first, blocks, last = repeated.init(key, (5,))
+        got = trained(repeated, (first, blocks, last))
+        apart = tuple(jax.tree.map(lambda array, k=k: array[k], blocks) for k in range(n))
+        want = trained(written, (first, apart, last))
+    together = want[0], jax.tree.map(lambda *arrays: jnp.stack(arrays), *want[1]), want[2]
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)  # float64, through inverses of damped matrices
+
+
 def test_with_the_exact_block_and_no_damping_it_is_newtons_step(key: jax.Array):
     """One dense layer with squared error: A (x) B is the Gauss-Newton matrix, and the Hessian."""
     with jax.enable_x64(True):
@@ -236,6 +270,7 @@ def test_the_whole_method_trains_and_says_what_it_needs(key: jax.Array):
         optimizer.update(params, optimizer.init(params), params, batch=batch, key=key)
     for options, message in (
         ({"damping": optax.constant_schedule(1.0)}, "damping is a positive number"),
+        ({"damping": "1"}, "damping is a positive number"),
         ({"least_damping": 0.0}, "least_damping is a positive number"),
         ({"adapt_every": 0}, "adapt_every is a positive integer"),
         ({"inverses_every": 0}, "inverses_every is a positive integer"),
@@ -272,7 +307,10 @@ def test_bad_arguments(key: jax.Array):
         ({"of": "loss"}, "have no curvature"),
         ({"of": "hessian"}, "rows are of one of"),
         ({"damping": 0.0}, "damping is a positive number"),
+        ({"damping": None}, "damping is a positive number"),
         ({"decay": 1.0}, "decay is a number from 0 to 1"),
+        ({"decay": "0.9"}, "decay is a number from 0 to 1"),
+        ({"bound": jnp.ones(2)}, "bound is a positive number or None"),
         ({"bound": -1.0}, "bound is a positive number or None"),
         ({"factors_every": 0}, "factors_every is a positive integer"),
         ({"inverses_every": 2.5}, "inverses_every is a positive integer"),

@@ -169,6 +169,10 @@ def test_max_norm_holds_each_unit(key: jax.Array):
         optimizer.update(grads, optimizer.init(params))
     with pytest.raises(ValueError, match="positive"):
         fnn.train.max_norm(0.0)
+    stacked = {"w": jnp.full((2, 4, 3), 2.0)}  # of two blocks, whose units have norms of 4
+    held = fnn.train.max_norm(1.0, axis=1)
+    moved: Any = held.update(jax.tree.map(jnp.zeros_like, stacked), held.init(stacked), stacked)[0]
+    np.testing.assert_allclose(stacked["w"] + moved["w"], 0.5, rtol=1e-6)
     with pytest.raises(fnn.LayerError, match="none among"):
         fnn.train.max_norm(1.0, "kernel").init(params)
 
