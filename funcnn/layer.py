@@ -195,6 +195,20 @@ def check_no_params(layer: Layer, params: Params) -> None:
         )
 
 
+def is_positive(value: Any) -> bool:
+    """Whether a value is a number, and above 0."""
+    is_number = isinstance(value, int | float | np.number | jax.Array) and not isinstance(value, bool)
+    return is_number and not jnp.ndim(value) and bool(value > 0)
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether this is a floating dtype, or the name of one."""
+    try:
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
+
+
 def check_count(layer: Layer, name: str, count: int) -> None:
     """Raises unless `count`, the field `name`, is a positive integer; one of NumPy becomes Python's."""
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from funcnn.compose import (
     Combinator,
@@ -20,6 +19,7 @@ from funcnn.layer import (
     check_train,
     describe_params,
     float_dtype,
+    is_floating,
     need_key,
 )
 
@@ -48,7 +48,7 @@ class Cast(Combinator):
 
     def __post_init__(self) -> None:
         check_layers("Cast", (self.layer,))
-        if not (isinstance(self.dtype, str) and jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating)):
+        if not (isinstance(self.dtype, str) and is_floating(self.dtype)):
             raise LayerError(f"Cast's dtype is the name of a floating dtype, such as 'bfloat16', got {self.dtype!r}")
 
     def init(self, key: Key, in_shape: Shape) -> Params:

@@ -12,9 +12,9 @@ import numpy as np
 
 from funcnn import table
 from funcnn.backprop import per_example, quantities
-from funcnn.backprop.engine import check_objective, run
-from funcnn.backprop.outer import is_outer, squared_norms_of
-from funcnn.backprop.passes import layer_rows
+from funcnn.backprop.engine import check_like, check_objective, run
+from funcnn.backprop.outer import at_least_float32, is_outer, squared_norms_of
+from funcnn.backprop.passes import layer_rows, slope_of
 from funcnn.backprop.rule import Context, Rule, Rules, as_rules, is_leaf
 from funcnn.backprop.rules import RULES
 from funcnn.compose import Combinator, Part
@@ -188,6 +188,7 @@ def diagnose(
 
     Raises:
         RuleError: the net, loss or penalty has no rule.
+        ValueError: updates have not the structure and shapes of params.
 
     Example:
         >>> import jax, funcnn as fnn
@@ -203,6 +204,8 @@ def diagnose(
     Large-Batch Training (2018), for the noise scale.
     """
     check_objective(objective)
+    if updates is not None:
+        check_like("updates", params, updates)
     return _diagnose(objective, as_rules(rules), train, params, batch, key, extras, updates)
 
 
@@ -261,10 +264,10 @@ def _leaves(part: Part, path: tuple[str, ...]) -> Iterator[tuple[str, Params]]:
 def _layer(
     entry: dict[str, Any], before: dict[str, Any] | None, moved: Any, shares: jax.Array, real: jax.Array | None
 ) -> LayerDiagnosis:
-    part, rule, y = entry["part"], entry["rule"], entry["y"]
+    part, rule, y = entry["part"], entry["rule"], at_least_float32(entry["y"])
     dy = entry.get("dy")
     has_params = bool(jax.tree.leaves(part.params))
-    slope = _slope(entry) if isinstance(part.layer, Activation) and rule.elementwise else None
+    slope = _slope(entry, entry["x"]) if isinstance(part.layer, Activation) and rule.elementwise else None
     noise = update = None
     if has_params and dy is not None:
         rows = layer_rows(entry["ctx"], part, rule, entry["kept"], dy)
@@ -273,7 +276,7 @@ def _layer(
         update = jnp.sqrt(_square(entry["dparams"] if moved is None else moved) / _square(part.params))
     chi, predicted = _chi(entry, before, real)
     square, rest = _mean(jnp.square(y), real), _always(y == 0, real)
-    delta_square = None if dy is None else _mean(jnp.square(dy), real)
+    delta_square = None if dy is None else _mean(jnp.square(at_least_float32(dy)), real)
     return LayerDiagnosis(
         layer=part.layer,
         y_norm=jnp.sqrt(square * _count(y, real)),
@@ -317,7 +320,7 @@ def _along(examples: jax.Array, like: jax.Array) -> jax.Array:
 
 def _square(tree: Any) -> jax.Array:
     """The sum of the squares of all numbers."""
-    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]
+    squares = [jnp.sum(jnp.square(at_least_float32(leaf))) for leaf in jax.tree.leaves(tree)]
     return sum(squares[1:], start=squares[0])
 
 
@@ -336,11 +339,9 @@ def _noise_scale(squares: jax.Array, mean: Params, shares: jax.Array) -> jax.Arr
     )
 
 
-def _slope(entry: dict[str, Any]) -> jax.Array:
+def _slope(entry: dict[str, Any], a: jax.Array) -> jax.Array:
     """f'(a) for each number (N, ...)."""
-    part, rule, x = entry["part"], entry["rule"], entry["x"]
-    _, kept = rule.fwd(part.layer, part.params, x, entry["ctx"])
-    return rule.bwd(part.layer, part.params, kept, jnp.ones_like(x), entry["ctx"])[1]
+    return slope_of(entry["rule"], entry["part"], a, entry["ctx"])
 
 
 def _jacobian_norm(entry: dict[str, Any], real: jax.Array | None) -> jax.Array | None:
@@ -389,12 +390,12 @@ def _chi(entry: dict[str, Any], before: dict[str, Any] | None, real: jax.Array |
         return None, None
     d, k = entry["x"].shape[-1], layer.features
     # By this layer's own dx: the activation's delta is a sum, where others use its output too.
-    delta = entry["dx"] * _slope(before)
+    delta = entry["dx"] * _slope(before, before["x"])
     measured = jnp.mean(jnp.square(delta)) / jnp.mean(jnp.square(entry["dy"])) * (d / k)
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     q = _mean(jnp.square(before["x"]), real)
     z = jnp.sqrt(q) * jnp.asarray(nodes, q.dtype)[:, None]
-    slope = _slope(before | {"x": z})[:, 0]
+    slope = _slope(before, z)[:, 0]
     predicted = jnp.sum(jnp.asarray(weights / weights.sum(), q.dtype) * jnp.square(slope)) * _variance(layer, d) * d
     return measured, predicted
 

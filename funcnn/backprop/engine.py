@@ -24,7 +24,7 @@ from funcnn.backprop.rule import (
 from funcnn.backprop.rules import RULES
 from funcnn.backprop.rules.lazy_logits import LAZY_DENSE
 from funcnn.compose import Combinator, Part
-from funcnn.layer import Key, Layer, Params
+from funcnn.layer import Key, Layer, Params, describe_params
 from funcnn.layers import Dense
 from funcnn.lazy_logits import LazyDense, LazyLogits, last_layer, with_lazy_logits
 from funcnn.objective import Batch, Objective, check_losses, check_penalty, mean_weights, unpack, weighted_mean
@@ -338,6 +338,16 @@ def check_floating(params: Params) -> None:
                 f"params{jax.tree_util.keystr(path)} is of {jnp.result_type(leaf)}, and only floating parameters have "
                 "a gradient: jnp.asarray(..., float)"
             )
+
+
+def check_like(what: str, params: Params, tree: Any) -> None:
+    """Raises unless a tree has the structure, shapes and dtypes of params."""
+    shapes, wanted = (jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)), one) for one in (tree, params))
+    if shapes != wanted:
+        raise ValueError(
+            f"{what} has the structure, shapes and dtypes of params, {describe_params(params)}, got "
+            f"{describe_params(tree)}; such as jax.tree.map(jnp.ones_like, params)"
+        )
 
 
 def check_paths(ctx: Context, net: Part) -> None:

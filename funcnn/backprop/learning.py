@@ -19,7 +19,7 @@ from funcnn.backprop.rule import Context, Rule, RuleError
 from funcnn.backprop.rules import activation
 from funcnn.backprop.rules.dense import dense_bwd, dense_fwd, dense_rows, input_gradient
 from funcnn.backprop.rules.feedback import feedback_bwd, feedback_rows
-from funcnn.layer import Params
+from funcnn.layer import Params, describe_params, is_floating, is_positive
 from funcnn.layers import Dense, Identity, Step
 from funcnn.layers.feedback import FeedbackDense
 
@@ -28,7 +28,7 @@ def _alignment_bwd(
     layer: FeedbackDense, params: Params, x: jax.Array, dz: jax.Array, ctx: Context
 ) -> tuple[Params, Any]:
     grads, _ = feedback_bwd(layer, params, x, dz, dataclasses.replace(ctx, need_dx=False))
-    return grads, _back(layer, params, x, dz, ctx)
+    return grads, _back(layer, params, x, dz, ctx, "say it without outputs, or use DIRECT_FEEDBACK_ALIGNMENT")
 
 
 def _kolen_pollack_bwd(
@@ -42,17 +42,17 @@ def _kolen_pollack_bwd(
 
 def _direct_bwd(layer: FeedbackDense, params: Params, x: jax.Array, dz: jax.Array, ctx: Context) -> tuple[Params, Any]:
     grads, _ = feedback_bwd(layer, params, x, dz, dataclasses.replace(ctx, need_dx=False))
-    return grads, _back(layer, params, x, ctx.delta, ctx)
+    return grads, _back(layer, params, x, ctx.delta, ctx, "for direct feedback say FeedbackDense({}, outputs={})")
 
 
-def _back(layer: FeedbackDense, params: Params, x: jax.Array, delta: Any, ctx: Context) -> Any:
+def _back(layer: FeedbackDense, params: Params, x: jax.Array, delta: Any, ctx: Context, right: str) -> Any:
     """dx = delta feedback^T (..., D)."""
     if not ctx.need_dx:
         return None
     if delta.shape != (*x.shape[:-1], layer.width):
         raise RuleError(
             f"the feedback weights of {layer!r} at {'/'.join(ctx.path)!r} take a delta of {layer.width} numbers, got "
-            f"{delta.shape}; for direct feedback say FeedbackDense({layer.features}, outputs={delta.shape[-1]})"
+            f"{delta.shape}; " + right.format(layer.features, delta.shape[-1])
         )
     return input_gradient(delta, params["feedback"], x)
 
@@ -90,12 +90,21 @@ def on_delta(rule: Rule, transform: Transform) -> Rule:
     Returns:
         A `Rule` with the same forward pass.
 
+    Raises:
+        TypeError: `rule` is no `Rule`, or `transform` no function.
+        RuleError: in the backward pass, `transform` gave a delta of another shape or dtype.
+
     Example:
         >>> import funcnn as fnn
         >>> from funcnn.backprop import RULES, learning
         >>> clipped = RULES | {fnn.Dense: learning.on_delta(RULES[fnn.Dense], learning.Clip(1.0))}
         >>> only_the_last = RULES | {"2": learning.on_delta(RULES[fnn.Dense], learning.TopK(0.1))}
     """
+    if not isinstance(rule, Rule) or not callable(transform) or isinstance(transform, Rule | type):
+        raise TypeError(
+            "on_delta takes a rule and a function of (dy, ctx), as on_delta(RULES[fnn.Dense], learning.Clip(1.0)), got "
+            f"{rule!r} and {transform!r}"
+        )
     rows = None if rule.rows is None else _OnDelta(rule.rows, transform)
     return Rule(rule.fwd, _OnDelta(rule.bwd, transform), rows)
 
@@ -108,11 +117,18 @@ class _OnDelta:
     transform: Transform
 
     def __call__(self, layer: Any, params: Params, residuals: Any, dy: jax.Array, ctx: Context) -> Any:
-        return self.function(layer, params, residuals, self.transform(dy, ctx), ctx)
+        changed = self.transform(dy, ctx)
+        if jnp.shape(changed) != dy.shape or getattr(changed, "dtype", None) != dy.dtype:
+            got = "None" if changed is None else describe_params(changed)
+            raise RuleError(
+                f"{self.transform!r} made {got} of the delta of {layer!r} at {'/'.join(ctx.path)!r}, which is "
+                f"{dy.dtype}{list(dy.shape)} and stays so"
+            )
+        return self.function(layer, params, residuals, changed, ctx)
 
 
 def _check_positive(name: str, what: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if not is_positive(value):
         raise ValueError(f"{name}'s {what} is a positive number, got {value!r}")
 
 
@@ -179,7 +195,7 @@ class LowPrecision:
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
+        if not is_floating(self.dtype):
             raise ValueError(f"LowPrecision's dtype is a floating dtype, got {self.dtype!r}")
         info = jnp.finfo(self.dtype)
         if float(info.max) != (2 - 2.0**-info.nmant) * 2.0 ** (2 ** (info.nexp - 1) - 1):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from funcnn.backprop.engine import record, value_and_grad
 from funcnn.backprop.rule import Rules, as_rules
@@ -71,6 +72,11 @@ def find_nonfinite(
         >>> print(fnn.backprop.find_nonfinite(fnn.Objective(net, fnn.losses.mse), params, batch))
         forward: the output of layer '0', Dense(1, bias=False): 1 of 2 numbers, the first inf at [1, 0]
     """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, batch, key))):
+        raise TypeError(
+            "find_nonfinite looks at values, which a function under jit or grad, or that a train.Watch calls, has not: "
+            "call it with the parameters and the batch that gave the number, as fit does where a loss is not finite"
+        )
     _, _, weight = unpack(batch)
     if weight is not None and not np.any(weight):
         return NonFinite(

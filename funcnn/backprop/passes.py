@@ -1,4 +1,4 @@
-"""What goes back through layers in the place of their gradients: factors by example, and second derivatives."""
+"""What goes back through layers in the place of their gradients: factors by example, slopes, second derivatives."""
 
 import dataclasses
 from typing import Any
@@ -34,6 +34,12 @@ def layer_rows(ctx: Context, part: Part, rule: Rule, residuals: Any, dy: jax.Arr
 
     each = jax.vmap(one)(jnp.eye(len(dy), dtype=bool))
     return jax.tree.map(lambda parameter, g: Outer.of(parameter, None, g), part.params, each)
+
+
+def slope_of(rule: Rule, part: Part, a: jax.Array, ctx: Context) -> jax.Array:
+    """f'(a) of an elementwise layer, for each number (N, ...)."""
+    _, residuals = rule.fwd(part.layer, part.params, a, ctx)
+    return rule.bwd(part.layer, part.params, residuals, jnp.ones_like(a), ctx)[1]
 
 
 @dataclasses.dataclass(frozen=True)

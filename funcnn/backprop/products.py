@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from funcnn.backprop.engine import Run, check_objective, run
+from funcnn.backprop.engine import Run, check_like, check_objective, run
 from funcnn.backprop.passes import Along
 from funcnn.backprop.rule import Context, LossRule, Rule, RuleError, Rules, as_rules, need_second
 from funcnn.backprop.rules import RULES
@@ -46,7 +46,7 @@ def gauss_newton_product(
     check_objective(objective)
 
     def function(params: Params, batch: Batch, v: Params, *, key: Key | None = None, train: bool = False) -> Params:
-        _check_direction(params, v)
+        check_like("the direction v", params, v)
         done = run(objective, params, batch, _root(rules, extras, key, train))
         vf = done.root.tangent(done.net, done.residuals, v, None)
         if vf is None:  # nothing to learn
@@ -97,7 +97,7 @@ def gauss_newton_form(
         if not isinstance(directions, tuple | list) or not directions:
             raise ValueError(f"directions are one tree like params or several, as (v, w), got {directions!r}")
         for v in directions:
-            _check_direction(params, v)
+            check_like("the direction v", params, v)
         done = run(objective, params, batch, _root(rules, extras, key, train))
         changes = [done.root.tangent(done.net, done.residuals, v, None) for v in directions]
         if changes[0] is None:  # nothing to learn
@@ -141,7 +141,7 @@ def hessian_product(
     check_objective(objective)
 
     def function(params: Params, batch: Batch, v: Params, *, key: Key | None = None, train: bool = False) -> Params:
-        _check_direction(params, v)
+        check_like("the direction v", params, v)
         along = Along()
         done = run(objective, params, batch, _root(rules, extras, key, train, along.observe))
         vf = done.root.tangent(done.net, done.residuals, v, None)
@@ -188,12 +188,3 @@ def loss_hessian(objective: Objective, batch: Batch, done: Run) -> Callable[[jax
         )
     hessian, (_, targets, _) = rule.hessian, unpack(batch)
     return lambda u: hessian(objective.loss, targets, done.outputs, u)
-
-
-def _check_direction(params: Params, v: Params) -> None:
-    shapes, wanted = (jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)), tree) for tree in (v, params))
-    if shapes != wanted:
-        raise ValueError(
-            f"the direction v has the structure, shapes and dtypes of params, {wanted}, got {shapes}; such as "
-            "jax.tree.map(jnp.ones_like, params)"
-        )

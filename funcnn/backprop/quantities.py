@@ -23,7 +23,7 @@ from funcnn.backprop.outer import (
     weighted_sum,
 )
 from funcnn.backprop.per_example import Rows
-from funcnn.layer import Params
+from funcnn.layer import Params, is_positive
 
 
 def gradients(rows: Rows) -> Params:
@@ -43,7 +43,7 @@ def gradients(rows: Rows) -> Params:
         >>> fnn.backprop.quantities.gradients(fnn.backprop.rows(objective)(params, batch))["w"].shape
         (5, 3, 2)
     """
-    if rows.of != per_example.LOSS:
+    if _check_rows("gradients", rows).of != per_example.LOSS:
         return rows.map(lambda outer: formed(outer, outer.delta))
     inverse = _inverse(rows.shares)
     return rows.map(lambda outer: formed(outer, outer.delta * _along(inverse, outer))[0])
@@ -70,6 +70,7 @@ def squared_norms(rows: Rows) -> jax.Array:
 
     Source: Goodfellow, Efficient Per-Example Gradient Computations (2015).
     """
+    _check_rows("norms", rows)
     each = _total([squared_norms_of(outer, outer.delta) for outer in rows.outers()])
     return each[0] * jnp.square(_inverse(rows.shares)).astype(each.dtype) if rows.of == per_example.LOSS else each
 
@@ -110,6 +111,7 @@ def dot_products(rows: Rows) -> jax.Array:
         >>> fnn.backprop.quantities.dot_products(fnn.backprop.rows(objective)(params, batch)).shape
         (5, 5)
     """
+    _check_rows("dot_products", rows)
     each = _total([dot_products_of(outer, outer.delta) for outer in rows.outers()])
     if rows.of != per_example.LOSS:
         return each
@@ -121,8 +123,8 @@ def sum_of_squares(rows: Rows) -> Params:
     """The sum over the rows of each gradient's square, element by element.
 
     Of the rows of a curvature matrix it is the matrix's diagonal: exact for "gauss_newton", an unbiased estimate for
-    "fisher". Of those of the loss, whose weights it does not see, it is N times the diagonal of the empirical Fisher
-    matrix of N examples of equal weight.
+    "fisher". Of those of the loss it is N times the diagonal of the empirical Fisher matrix of N examples of equal
+    weight: an example's weight changes nothing, but for one of weight 0, which is left out.
 
     Args:
         rows: of any kind.
@@ -138,6 +140,7 @@ def sum_of_squares(rows: Rows) -> Params:
         >>> print(fnn.backprop.quantities.sum_of_squares(rows)["w"])  # (2 * 1)^2 + (2 * 2 * 2)^2
         [[68.]]
     """
+    _check_rows("sum_of_squares", rows)
     weight = jnp.square(_inverse(rows.shares))[None] if rows.of == per_example.LOSS else None
     return rows.map(lambda outer: sum_of_squares_of(outer, outer.delta, weight))
 
@@ -196,7 +199,7 @@ def clipped_sum(rows: Rows, bound: float | jax.Array) -> Params:
     Source: Abadi et al., Deep Learning with Differential Privacy (2016); Lee and Kifer (2021) for the two passes.
     """
     _need_loss(rows, "clipped_sum")
-    if not isinstance(bound, jax.Array) and not bound > 0:
+    if not isinstance(bound, jax.Array) and not is_positive(bound):
         raise ValueError(f"bound is the largest norm, a positive number, got {bound!r}")
     size = norms(rows)
     factor = jnp.minimum(1, bound / jnp.where(size > 0, size, 1)) * _inverse(rows.shares).astype(size.dtype)
@@ -285,7 +288,7 @@ def kronecker_factors(rows: Rows) -> Params:
 
     Source: Martens and Grosse (2015); Botev, Ritter and Barber (2017).
     """
-    if rows.of == per_example.LOSS:
+    if _check_rows("kronecker_factors", rows).of == per_example.LOSS:
         raise ValueError('kronecker_factors takes rows of="fisher" (K-FAC) or of="gauss_newton" (KFLR), got of="loss"')
 
     return rows.map(
@@ -299,8 +302,14 @@ def _total(values: list[jax.Array]) -> jax.Array:
     return sum(values[1:], start=values[0])
 
 
+def _check_rows(name: str, rows: Rows) -> Rows:
+    if not isinstance(rows, Rows):
+        raise TypeError(f"{name} is of the rows that backprop.rows(objective)(params, batch) gives, got {rows!r:.200}")
+    return rows
+
+
 def _need_loss(rows: Rows, name: str) -> None:
-    if rows.of != per_example.LOSS:
+    if _check_rows(name, rows).of != per_example.LOSS:
         raise ValueError(f'{name} is of the gradients of examples: rows(objective, of="loss"), got of={rows.of!r}')
 
 

@@ -114,7 +114,7 @@ def residuals(
     Raises:
         RuleError: a layer has no rule.
         LayerError: `in_shape` does not fit the network.
-        ValueError: `batch` is no positive integer.
+        TypeError, ValueError: `net` is no layer, `batch` no positive integer.
 
     Example:
         >>> import funcnn as fnn
@@ -124,6 +124,8 @@ def residuals(
         >>> [(one.path, one.name, one.bytes, one.same_as) for one in found.kept]
         [('0', 'input', 401408, None), ('1', 'output', 262144, None), ('2', 'input', 0, '1')]
     """
+    if not isinstance(net, Layer):
+        raise TypeError(f"residuals takes a layer, such as objective.net, got {net!r}")
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch is how many examples, a positive integer, got {batch!r}")
     ctx = Context(as_rules(rules), train=train, extras=extras or {})
@@ -144,7 +146,7 @@ def residuals(
             for place, leaf in jax.tree_util.tree_leaves_with_path(kept):
                 known = next((owner for array, owner in first if array is leaf), None)
                 first.append((leaf, path))
-                name = "input" if leaf is x else "output" if leaf is y else jax.tree_util.keystr(place) or "residual"
+                name = "input" if leaf is x else "output" if leaf is y else _named(place)
                 size = _bytes([leaf]) if known is None else 0
                 found.append(Residual(path, name, leaf.shape, str(leaf.dtype), size, known))
             _, pullback = autodiff.layer_fwd(part.layer, part.params, x, at)
@@ -178,6 +180,11 @@ def residuals(
     temporary, autodiff_temporary = (plan.temp_size_in_bytes for plan in plans)
     total = sum(one.bytes for one in found)
     return Residuals(tuple(found), layers, alone, total, whole[0], temporary, autodiff_temporary)
+
+
+def _named(place: Any) -> str:
+    """A residual that is neither input nor output, by its place among them."""
+    return jax.tree_util.keystr(place, simple=True, separator="/") or "residual"
 
 
 def _bytes(arrays: list[jax.Array], but: Sequence[jax.Array] = ()) -> int:

@@ -178,9 +178,10 @@ class Rules(Mapping[RuleKey, Rule]):
             )
         for key, policy in policies.items():
             _check_key("a saving policy", key)
-            if not callable(policy) or isinstance(policy, Rule):
+            if not callable(policy) or isinstance(policy, Rule | type):
                 raise RuleError(
-                    f"a saving policy is a function from rule to rule, such as saving.recompute, got {policy!r}"
+                    "a saving policy is a function from rule to rule, such as saving.recompute or saving.FewBits(4), "
+                    f"got {policy!r}"
                 )
         new = Rules(self)
         new.missing, new.saved = self.missing, {**self.saved, **policies}

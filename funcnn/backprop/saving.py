@@ -16,9 +16,11 @@ import numpy as np
 from jax import lax
 
 from funcnn.backprop.outer import Addend
+from funcnn.backprop.passes import slope_of
 from funcnn.backprop.rule import Context, Rule, RuleError, Rules, Static
 from funcnn.backprop.rules import repeat
-from funcnn.layer import Layer, Params
+from funcnn.compose import Part
+from funcnn.layer import Layer, Params, is_floating
 from funcnn.layers import Activation, LeakyRelu, Relu
 from funcnn.repeat import Repeat
 
@@ -117,13 +119,9 @@ class Lower:
     dtype: str
 
     def __post_init__(self) -> None:
-        try:
-            dtype = jnp.dtype(self.dtype)
-        except TypeError:
-            dtype = jnp.dtype(bool)
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if not is_floating(self.dtype):
             raise ValueError(f"Lower takes a floating dtype, such as 'bfloat16', got {self.dtype!r}")
-        object.__setattr__(self, "dtype", dtype.name)
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
 
     def __call__(self, rule: Rule) -> Rule:
         narrow = jnp.dtype(self.dtype)
@@ -211,11 +209,12 @@ def one_bit(rule: Rule) -> Rule:
 
     def index(layer: Layer, a: jax.Array, ctx: Context) -> jax.Array:
         if not isinstance(layer, Relu | LeakyRelu):
+            other = "FewBits(4)" if isinstance(layer, Activation) else "bfloat16, or recompute,"
             raise RuleError(
                 f"one bit is what the slope of Relu and LeakyRelu takes, and this is {layer!r} at "
-                f"{'/'.join(ctx.path)!r}; use saving.FewBits(4) for it"
+                f"{'/'.join(ctx.path)!r}; use saving.{other} for it"
             )
-        return (_slope(rule, layer, a, ctx) == 1).astype(jnp.uint8)
+        return (slope_of(rule, _alone(layer), a, ctx) == 1).astype(jnp.uint8)
 
     def slopes(layer: Any) -> np.ndarray:
         return np.array([layer.beta if isinstance(layer, LeakyRelu) else 0.0, 1.0])
@@ -258,7 +257,8 @@ class FewBits:
         def index(layer: Layer, a: jax.Array, ctx: Context) -> jax.Array:
             if not (rule.elementwise and isinstance(layer, Activation)):
                 raise RuleError(
-                    f"FewBits are for activations without parameters, and this is {layer!r} at {'/'.join(ctx.path)!r}"
+                    f"FewBits are for activations without parameters, and this is {layer!r} at "
+                    f"{'/'.join(ctx.path)!r}; use saving.bfloat16 or saving.recompute for it"
                 )
             return jnp.searchsorted(jnp.asarray(_fitted(rule, layer, self.bits)[0], a.dtype), a).astype(jnp.uint8)
 
@@ -270,7 +270,7 @@ def _fitted(rule: Rule, layer: Layer, bits: int) -> tuple[np.ndarray, np.ndarray
     """Breaks and levels for the layer's slope."""
     a = np.linspace(-_SEEN, _SEEN, _POINTS)
     with jax.ensure_compile_time_eval():
-        slope = _slope(rule, layer, jnp.asarray(a, jnp.result_type(float))[None], Context(Rules({})))
+        slope = slope_of(rule, _alone(layer), jnp.asarray(a, jnp.result_type(float))[None], Context(Rules({})))
         return levels(a, np.asarray(slope[0], np.float64), 2**bits)
 
 
@@ -324,11 +324,11 @@ def _few(
         y, _ = rule.fwd(layer, params, a, ctx)
         at = index(layer, a, ctx)
         planes = [jnp.packbits((at >> bit) & 1, axis=-1) for bit in range(bits)]  # one bit of eight units in a byte
-        return y, (planes, Static(a.shape[-1]))
+        return y, {"bits": planes, "width": Static(a.shape[-1])}
 
     def along(layer: Layer, kept: Any, dy: jax.Array, ctx: Context) -> jax.Array:
-        planes, width = kept
-        unpacked = [jnp.unpackbits(plane, axis=-1, count=width.value) << bit for bit, plane in enumerate(planes)]
+        width = kept["width"].value
+        unpacked = [jnp.unpackbits(plane, axis=-1, count=width) << bit for bit, plane in enumerate(kept["bits"])]
         at = functools.reduce(jnp.bitwise_or, unpacked)
         return dy * jnp.asarray(slopes(layer), dy.dtype)[at]
 
@@ -344,10 +344,9 @@ def _few(
     return Rule(fwd, bwd, tangent=tangent, second=second if bits == 1 and exact else None, elementwise=True)
 
 
-def _slope(rule: Rule, layer: Layer, a: jax.Array, ctx: Context) -> jax.Array:
-    """f'(a) for each unit, by the rule."""
-    _, residuals = rule.fwd(layer, (), a, ctx)
-    return rule.bwd(layer, (), residuals, jnp.ones_like(a), ctx)[1]
+def _alone(layer: Layer) -> Part:
+    """An activation without parameters."""
+    return Part(None, None, layer, ())
 
 
 def levels(a: np.ndarray, slope: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

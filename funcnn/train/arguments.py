@@ -20,12 +20,6 @@ def check_count(name: str, count: Any) -> int:
     return int(count)
 
 
-def is_positive(value: Any) -> bool:
-    """Whether a value is a number, and above 0."""
-    is_number = isinstance(value, int | float | np.number | jax.Array) and not isinstance(value, bool)
-    return is_number and not jnp.ndim(value) and bool(value > 0)
-
-
 def check_key(key: Any) -> None:
     """Raises unless `key` is one of the keys of `jax.random.key`."""
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)) or key.shape:

@@ -11,9 +11,9 @@ from jax import lax
 from funcnn import backprop
 from funcnn.backprop.rule import RuleError, as_rules
 from funcnn.backprop.rules import RULES
-from funcnn.layer import Params
+from funcnn.layer import Params, is_positive
 from funcnn.objective import Objective
-from funcnn.train.arguments import check_count, is_positive
+from funcnn.train.arguments import check_count
 from funcnn.train.kronecker import Curvature, KroneckerState, check_given
 
 # The rule of Levenberg and Marquardt, for one step: the damping is divided or multiplied by GROWTH where the objective

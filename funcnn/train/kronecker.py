@@ -17,10 +17,10 @@ from funcnn.backprop.outer import Outer, at_least_float32, is_outer
 from funcnn.backprop.rule import RuleError
 from funcnn.backprop.rules import RULES
 from funcnn.compose import Combinator, Part
-from funcnn.layer import Layer, Params
+from funcnn.layer import Layer, Params, is_positive
 from funcnn.objective import Objective
 from funcnn.repeat import Repeat
-from funcnn.train.arguments import check_count, is_positive
+from funcnn.train.arguments import check_count
 
 Factors = tuple[jax.Array | None, jax.Array]
 

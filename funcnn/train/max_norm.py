@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from funcnn.layer import is_positive
 from funcnn.wrappers import leaf_names, select_leaves
 
 
@@ -40,7 +41,7 @@ def max_norm(c: float, leaves: str | tuple[str, ...] | None = ("w",), *, axis: i
 
     Source: Srivastava et al., Dropout (2014), section 5.1.
     """
-    if not c > 0:
+    if not is_positive(c):
         raise ValueError(f"max_norm's c is positive, got {c!r}")
     names = leaf_names(leaves)
 

@@ -12,7 +12,7 @@ from funcnn import backprop
 from funcnn.backprop.diagnosis import by_name
 from funcnn.objective import Batch
 from funcnn.train import steps as one_step
-from funcnn.train.arguments import check_count, named
+from funcnn.train.arguments import check_count, describe, named
 from funcnn.train.steps import Hyper, Recipe, State
 
 
@@ -22,8 +22,9 @@ class Watch:
 
     Args:
         function: `function(objective, params, batch, *, key, train)` that returns a pytree of arrays, such as
-            `backprop.diagnose`. It is given the parameters before the step and the step's own batch and key, and what
-            the step is going to add to the parameters, if it has an argument `updates`. It is compiled with the step.
+            `backprop.diagnose`, or your own that returns a dict of them. It is given the parameters before the step and
+            the step's own batch and key, and what the step is going to add to the parameters, if it has an argument
+            `updates`. It is compiled with the step.
         every: how many steps pass from one look to the next.
 
     The history's names are the pytree's paths, such as "layers/2/chi".
@@ -52,6 +53,12 @@ class Watch:
                 "a Watch's function is one of (objective, params, batch, *, key, train), such as backprop.diagnose, "
                 f"got {self.function!r}"
             )
+        asked = {"key": None, "train": None}
+        if missing := sorted(set(asked) - one_step.arguments_of(self.function, asked)):
+            raise TypeError(
+                f"a Watch's function is one of (objective, params, batch, *, key, train), and {self.function!r} has no "
+                f"argument {missing[0]!r}"
+            )
         object.__setattr__(self, "every", check_count("Watch's every", self.every))
 
     def first(self, step: Any) -> Any:
@@ -74,4 +81,18 @@ class Watch:
             seen = self.function(
                 one_step.made(recipe.objective, hyper), recipe.placement.gather(state.params), ready, **options
             )
-            return {name: jnp.asarray(leaf) for name, leaf in by_name(seen).items()}
+            return _named_arrays(seen)
+
+
+def _named_arrays(seen: Any) -> dict[str, jax.Array]:
+    """What a watch's function returned, by name."""
+    found = by_name(seen)
+    if not found or {"", "step"} & set(found):
+        raise ValueError(
+            "what a Watch's function returns has a name for each array, as {'angle': angle}, and none of them is "
+            f"'step', got {describe(seen)}"
+        )
+    for name, leaf in found.items():
+        if not isinstance(leaf, jax.Array | np.ndarray | np.number | int | float):
+            raise TypeError(f"a Watch's function returns arrays, and its {name!r} is {leaf!r}")
+    return {name: jnp.asarray(leaf) for name, leaf in found.items()}
