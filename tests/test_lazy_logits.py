@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 import funcnn as fnn
 from funcnn import backprop, losses, penalties
 from funcnn.backprop import RULES, learning
-from funcnn.lazy_logits import LazyLogits, chunk_size
+from funcnn.lazy_logits import LazyLogits, chunk_size, weighted_sum
 from funcnn.losses import LossError
 from tests.backprop.agree import TOLERANCES, assert_agree
 from tests.problems import draw_params, draw_targets
@@ -346,6 +346,16 @@ def test_the_errors_of_the_last_layer_are_its_own(key: jax.Array):
             run(((), {"w": zeros(3, 6), "b": zeros(6)}), (jnp.ones((5, 4)), jnp.arange(5)))
         with pytest.raises(LossError, match=r"takes labels in 0..5 for outputs \(5, 6\), got 6 at index 1"):
             run(((), {"w": zeros(4, 6), "b": zeros(6)}), (jnp.ones((5, 4)), jnp.arange(5) + 5))
+
+
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_weights_have_a_gradient(shape: Any, rng: np.random.Generator):
+    x, w, y = jnp.asarray(rng.normal(size=(4, 3))), jnp.asarray(rng.normal(size=(3, 2))), jnp.array([0, 1, 1, 0])
+    weights = jnp.asarray(rng.uniform(0.5, 1, shape))
+    lazy = LazyLogits(x, w, None)
+    got = jax.grad(lambda m: weighted_sum(LINEAR, lazy, y, m))(weights)
+    values = losses.softmax_cross_entropy(x @ w, y)
+    np.testing.assert_allclose(got, values if shape else values.sum(), rtol=1e-6)
 
 
 def test_targets_have_no_gradient_and_say_so():

@@ -247,7 +247,8 @@ def _diagnose(
     rows = per_example.rows(objective, rules=rules, extras=extras)(params, batch, key=key, train=train)
     whole = None
     if rows.outers():
-        whole = _noise_scale(quantities.squared_norms(rows) * jnp.square(rows.shares), rows.mean, rows.shares)
+        shares = at_least_float32(rows.shares)
+        whole = _noise_scale(quantities.squared_norms(rows) * jnp.square(shares), rows.mean, shares)
     return Diagnosis(layers, whole, done.value)
 
 
@@ -272,7 +273,7 @@ def _layer(
     if has_params and dy is not None:
         rows = layer_rows(entry["ctx"], part, rule, entry["kept"], dy)
         squares = [squared_norms_of(o, o.delta[None])[0] for o in jax.tree.leaves(rows, is_leaf=is_outer)]
-        noise = _noise_scale(sum(squares[1:], start=squares[0]), entry["dparams"], shares)
+        noise = _noise_scale(sum(squares[1:], start=squares[0]), entry["dparams"], at_least_float32(shares))
         update = jnp.sqrt(_square(entry["dparams"] if moved is None else moved) / _square(part.params))
     chi, predicted = _chi(entry, before, real)
     square, rest = _mean(jnp.square(y), real), _always(y == 0, real)

@@ -118,7 +118,7 @@ class _OnDelta:
 
     def __call__(self, layer: Any, params: Params, residuals: Any, dy: jax.Array, ctx: Context) -> Any:
         changed = self.transform(dy, ctx)
-        if jnp.shape(changed) != dy.shape or getattr(changed, "dtype", None) != dy.dtype:
+        if changed is None or jnp.shape(changed) != dy.shape or jnp.result_type(changed) != dy.dtype:
             got = "None" if changed is None else describe_params(changed)
             raise RuleError(
                 f"{self.transform!r} made {got} of the delta of {layer!r} at {'/'.join(ctx.path)!r}, which is "

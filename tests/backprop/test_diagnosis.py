@@ -108,6 +108,23 @@ def test_updates_beside_weights(key: jax.Array):
             np.testing.assert_allclose(found.layers[str(i)].update_ratio, size, rtol=1e-5)
 
 
+def test_updates_are_like_the_parameters(key: jax.Array):
+    params, batch = problem(key)
+    for wrong in (params[:2], jax.tree.map(lambda p: p[:1], params)):
+        with pytest.raises(ValueError, match="updates has the structure, shapes and dtypes of params"):
+            backprop.diagnose(OBJECTIVE, params, batch, updates=wrong)
+
+
+def test_squares_of_small_dtypes_do_not_overflow():
+    """In float16, whose largest number is 65504: outputs of 300."""
+    net = fnn.Serial(fnn.Dense(1, bias=False), fnn.Dense(1, bias=False))
+    params = tuple({"w": jnp.full((1, 1), w, jnp.float16)} for w in (1.0, 1e-3))
+    batch = jnp.full((8, 1), 300, jnp.float16), jnp.zeros((8, 1), jnp.float16)
+    found = backprop.diagnose(fnn.Objective(net, fnn.losses.squared_error), params, batch)
+    np.testing.assert_allclose(found.layers["0"].y_mean_square, 9e4, rtol=1e-3)
+    np.testing.assert_allclose(found.layers["0"].y_norm, 300 * 8**0.5, rtol=1e-3)
+
+
 def dense_norm(tree: Any) -> Any:
     return jnp.linalg.norm(dense.flat(tree))
 

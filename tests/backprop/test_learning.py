@@ -241,6 +241,8 @@ def test_what_the_transforms_do():
         (lambda: learning.TopK(1.5), "TopK's fraction is at most 1"),
         (lambda: learning.StochasticRounding(1), "bits is an integer from 2 to 16, got 1"),
         (lambda: learning.LowPrecision("int8"), "LowPrecision's dtype is a floating dtype, got 'int8'"),
+        (lambda: learning.LowPrecision("bits"), "LowPrecision's dtype is a floating dtype, got 'bits'"),
+        (lambda: learning.Clip(True), "Clip's bound is a positive number, got True"),
         (lambda: fnn.FeedbackDense(3, outputs=0), "outputs is a positive integer, got 0"),
     ],
 )
@@ -249,12 +251,38 @@ def test_bad_options_are_named(make: Any, message: str):
         make()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [(fnn.Dense, learning.Clip(1.0)), (learning.Clip(1.0), RULES[fnn.Dense]), (RULES[fnn.Dense], 1.0)],
+    ids=["type", "swapped", "number"],
+)
+def test_on_delta_takes_a_rule_and_a_function(arguments: Any):
+    with pytest.raises(TypeError, match=r"on_delta takes a rule and a function of \(dy, ctx\)"):
+        learning.on_delta(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("transform", "made"),
+    [(lambda dy, ctx: None, "None"), (lambda dy, ctx: dy[:1], "float32"), (lambda dy, ctx: dy > 0, "bool")],
+    ids=["none", "shape", "dtype"],
+)
+def test_a_transform_keeps_shape_and_dtype(transform: Any, made: str, key: jax.Array):
+    net = fnn.Serial(fnn.Dense(4), fnn.Dense(3))
+    objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
+    params, batch = net.init(key, (5,)), (jnp.ones((6, 5)), jnp.zeros(6, int))
+    changed = {"1": learning.on_delta(RULES[fnn.Dense], transform)}
+    with pytest.raises(backprop.RuleError, match=rf"made {made}.* of the delta of Dense\(3\) at '1', which is float32"):
+        gradient(objective, changed, params, batch)
+
+
 def test_feedback_weights_of_another_width_are_named(key: jax.Array):
     objective = network(5, 4)
     params, batch = draw(objective, key)
-    with pytest.raises(backprop.RuleError, match=r"at '4' take a delta of 3 numbers|FeedbackDense\(4, outputs=3\)"):
+    with pytest.raises(backprop.RuleError, match=r"take a delta of 4 numbers, got .* FeedbackDense\(4, outputs=3\)"):
         gradient(objective, learning.DIRECT_FEEDBACK_ALIGNMENT, params, batch)
     direct = network(5, 4, outputs=3)
     params, batch = draw(direct, key)
+    with pytest.raises(backprop.RuleError, match=r"say it without outputs, or use DIRECT_FEEDBACK_ALIGNMENT"):
+        gradient(direct, learning.FEEDBACK_ALIGNMENT, params, batch)
     with pytest.raises(backprop.RuleError, match="Kolen-Pollack learns feedback weights of w's shape"):
         gradient(direct, learning.KOLEN_POLLACK, params, batch)

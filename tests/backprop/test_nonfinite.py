@@ -59,6 +59,12 @@ def test_the_penalty_and_the_mean():
     assert found is None or "the mean of the losses" in str(found)
 
 
+def test_it_looks_at_values():
+    params, batch = problem()
+    with pytest.raises(TypeError, match="find_nonfinite looks at values, which a function under jit or grad"):
+        jax.jit(lambda p: str(find_nonfinite(OBJECTIVE, p, batch)))(params)
+
+
 @pytest.mark.parametrize(
     ("change", "direction", "message"),
     [

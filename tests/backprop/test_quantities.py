@@ -290,6 +290,26 @@ def test_bfloat16_networks_have_all_curvatures(key: jax.Array):
         close(got, want, 0.03)
 
 
+@pytest.mark.parametrize(
+    "name", ["gradients", "norms", "dot_products", "sum_of_squares", "variance", "clipped_sum", "kronecker_factors"]
+)
+def test_quantities_are_of_rows(name: str):
+    bound = (1.0,) if name == "clipped_sum" else ()
+    objective = fnn.Objective(fnn.Dense(1), fnn.losses.squared_error)
+    for wrong in (None, fnn.backprop.rows(objective), {"w": jnp.ones(3)}):
+        with pytest.raises(TypeError, match=rf"{name} is of the rows that backprop\.rows\(objective\)"):
+            getattr(quantities, name)(wrong, *bound)
+
+
+@pytest.mark.parametrize("bound", ["1", None, True, -1.0, np.ones(2)])
+def test_a_bound_is_a_positive_number(bound: Any):
+    objective = fnn.Objective(fnn.Dense(1), fnn.losses.squared_error)
+    batch = jnp.ones((3, 2)), jnp.ones((3, 1))
+    rows = fnn.backprop.rows(objective)(objective.net.init(jax.random.key(0), (2,)), batch)
+    with pytest.raises(ValueError, match="bound is the largest norm, a positive number"):
+        quantities.clipped_sum(rows, bound)
+
+
 def test_kronecker_factors_of_several_positions(rng: np.random.Generator, x64: None):
     """Dense on examples (T, D): A is the mean over the positions, B the sum of what comes back to each of them."""
     net, m = fnn.Dense(2), rng.dirichlet(np.ones(5))

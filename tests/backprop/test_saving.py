@@ -228,6 +228,16 @@ def test_a_repeats_blocks_keep_input_and_output_once():
     assert found.bytes == (2 + 1) * 32 * 16 * 4  # of each 4 of 10 blocks
 
 
+def test_bits_have_a_name():
+    policies = {fnn.Relu: saving.one_bit, fnn.Silu: saving.FewBits(2)}
+    found = backprop.residuals(fnn.Serial(fnn.Relu(), fnn.Silu()), (16,), 4, rules=RULES.saving(policies))
+    assert [(one.path, one.name, one.bytes) for one in found.kept] == [
+        ("0", "bits/0", 8), ("1", "bits/0", 8), ("1", "bits/1", 8)
+    ]  # fmt: skip
+    with pytest.raises(TypeError, match=r"residuals takes a layer, such as objective\.net"):
+        backprop.residuals(fnn.Objective(fnn.Dense(1), fnn.losses.mse), (2,), 4)  # pyright: ignore[reportArgumentType]
+
+
 def test_rules_with_policies_are_values():
     one, other = (RULES.saving({fnn.Dense: saving.Lower("bfloat16"), "1": saving.Segments(4)}) for _ in range(2))
     assert one == other and hash(one) == hash(other) and one != RULES != RULES.saving({fnn.Dense: saving.recompute})
@@ -240,6 +250,8 @@ def test_rules_with_policies_are_values():
 def test_bad_policies(key: jax.Array):
     with pytest.raises(RuleError, match="a saving policy is a function from rule to rule"):
         RULES.saving({fnn.Relu: "one bit"})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RuleError, match=r"saving.FewBits\(4\), got <class"):
+        RULES.saving({fnn.Silu: saving.FewBits})  # pyright: ignore[reportArgumentType]
     with pytest.raises(RuleError, match="saving takes a mapping from layers to policies"):
         RULES.saving(saving.recompute)  # pyright: ignore[reportArgumentType]
     with pytest.raises(RuleError, match="a saving policy is for a type, a path"):
@@ -248,6 +260,8 @@ def test_bad_policies(key: jax.Array):
         gradient(*problem(CHAIN, key), key, RULES.saving({"7": saving.keep}))
     with pytest.raises(RuleError, match=r"one bit is what .*Silu\(\) at '2'; use saving"):
         gradient(*problem(CHAIN, key), key, RULES.saving({"2": saving.one_bit}))
+    with pytest.raises(RuleError, match=r"one bit is what .*Dense\(3\) at '3'; use saving.bfloat16, or recompute"):
+        gradient(*problem(CHAIN, key), key, RULES.saving({"3": saving.one_bit}))
     with pytest.raises(RuleError, match=r"FewBits are for activations .*Dense\(3\) at '3'"):
         gradient(*problem(CHAIN, key), key, RULES.saving({"3": saving.FewBits(4)}))
     with pytest.raises(RuleError, match="Segments are of Repeat"):

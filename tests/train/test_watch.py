@@ -121,12 +121,30 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="Watch's every is a positive integer, got 0"):
         fnn.train.Watch(every=0)
 
+    with pytest.raises(TypeError, match="has no argument 'key'"):
+        fnn.train.Watch(lambda objective, params, batch: {})
+
     def broken(objective: Any, params: Any, batch: Any, *, key: Any, train: bool) -> Any:
         return params["nothing"]
 
     with pytest.raises(TypeError) as caught:
         fit(watch=fnn.train.Watch(broken))
     assert "in the watch's function" in str(caught.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "says"),
+    [
+        (None, ValueError, "has a name for each array.* got None"),
+        (jnp.ones(3), ValueError, "has a name for each array"),
+        ({"step": 1.0}, ValueError, "none of them is 'step'"),
+        ({"word": "high"}, TypeError, "returns arrays, and its 'word' is 'high'"),
+    ],
+    ids=["none", "array", "step", "text"],
+)
+def test_what_a_watch_returns_has_names(returned: Any, error: Any, says: str):
+    with pytest.raises(error, match=says):
+        fit(watch=fnn.train.Watch(lambda objective, params, batch, *, key, train: returned))
 
 
 def test_names_are_paths():
