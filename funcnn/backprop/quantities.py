@@ -266,6 +266,7 @@ def kronecker_factors(rows: Rows) -> Params:
     A = sum_n m_n a_n a_n^T (A, A),  B = sum_nc d_nc d_nc^T (B, B);  the block of g = a d^T is taken as A (x) B.
 
     Of rows of "fisher" it is K-FAC, of "gauss_newton" KFLR. Positions count as examples: A is their mean, B their sum.
+    Of the centres of `Rbf`, whose activity x - c_b differs from unit to unit, A is the mean over the units.
     A parameter without activity, such as a bias, has B alone, which is its block itself.
 
     Args:

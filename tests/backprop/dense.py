@@ -19,9 +19,11 @@ def flat_rows(tree: Any, axes: int = 1) -> jax.Array:
     return jnp.concatenate([leaf.reshape(*leaf.shape[:axes], -1) for leaf in jax.tree.leaves(tree)], axis=-1)
 
 
-def each_gradient(objective: fnn.Objective, params: Any, batch: Any) -> jax.Array:
-    """The gradient of each example's loss (N, P), by `vmap(grad)`."""
+def each_gradient(objective: fnn.Objective, params: Any, batch: Any, **noise: Any) -> jax.Array:
+    """The gradient of each example's loss (N, P), by `vmap(grad)`; with noise, which is drawn for all, by `jacrev`."""
     x, y, *_ = batch
+    if noise:
+        return flat_rows(jax.jacrev(lambda p: objective.loss(objective.net.apply(p, x, **noise), y))(params))
 
     def loss(p: Any, x_n: jax.Array, y_n: jax.Array) -> jax.Array:
         return objective.loss(objective.net.apply(p, x_n[None]), y_n[None])[0]

@@ -18,7 +18,16 @@ from tests.backprop import dense
 from tests.backprop.agree import draw_layer, draw_like, inner
 from tests.backprop.test_quantities import WHOLE, all_close, close, weighted
 from tests.backprop.test_random_networks import SEEDS, draw_regression, fewer, graphs, layers
-from tests.problems import LAYERS, NETWORKS, LayerProblem, LossProblem, draw_targets, each_layer, each_loss
+from tests.problems import (
+    LAYERS,
+    NETWORKS,
+    LayerProblem,
+    LossProblem,
+    NetworkProblem,
+    draw_targets,
+    each_layer,
+    each_loss,
+)
 
 
 @each_layer
@@ -210,11 +219,18 @@ def test_hessian_diagonal_of_random_networks_in_training(net: fnn.Layer, seed: i
     all_close(got, want)
 
 
-CHAINS = ["logistic-regression", "sigmoid-mlp-mse", "relu-mlp-l1-l2", "silu-mlp-smoothed", "maxout-mlp", "rbf-network"]
+_NAMES = ["logistic-regression", "sigmoid-mlp-mse", "relu-mlp-l1-l2", "silu-mlp-smoothed", "maxout-mlp", "rbf-network"]
+_PRELU = fnn.Serial(fnn.Dense(4), fnn.Prelu(), fnn.Dense(3))
+CHAINS = {name: NETWORKS[name] for name in _NAMES} | {
+    "prelu-mlp": NetworkProblem(fnn.Objective(_PRELU, fnn.losses.softmax_cross_entropy), (4,), "label")
+}
 
 
-def by_definition(objective: fnn.Objective, params: Any, batch: Any) -> list[Any]:
-    """G of the output of each layer of a chain: G <- sum_n m_n J_n^T G J_n, from the last to the first."""
+def by_definition(objective: fnn.Objective, params: Any, batch: Any) -> list[dict[str, jax.Array]]:
+    """B of parameters of a chain's layers, from G of the layer's output: G <- sum_n m_n J_n^T G J_n, from the last on.
+
+    Of a bias or slope it is G seen in it; the weights that are multiplied with the input have the bias's.
+    """
     net = objective.net if isinstance(objective.net, fnn.Serial) else fnn.Serial(objective.net)
     params = params if isinstance(objective.net, fnn.Serial) else (params,)
     m, values = dense.shares(batch), [batch[0]]
@@ -223,28 +239,33 @@ def by_definition(objective: fnn.Objective, params: Any, batch: Any) -> list[Any
     _, h = dense.output_jacobians(objective, params if isinstance(objective.net, fnn.Serial) else params[0], batch)
     g, found = jnp.einsum("n,nkl->kl", m, h), []
     for layer, p, x in zip(net.layers[::-1], params[::-1], values[-2::-1], strict=True):
-        found.insert(0, g)
-        j = jax.vmap(jax.jacrev(lambda a, layer=layer, p=p: layer.apply(p, a[None])[0]))(x)
-        g = jnp.einsum("n,nki,kl,nlj->ij", m, j, g, j)
+        of_params, of_x = jax.vmap(
+            jax.jacrev(lambda p, a, layer=layer: layer.apply(p, a[None])[0], (0, 1)), (None, 0)
+        )(p, x)  # fmt: skip
+        seen = {}
+        for leaf in {"b", "slope"} & set(p):
+            j = of_params[leaf].reshape(len(x), len(g), -1)
+            seen[leaf] = jnp.einsum("n,nki,kl,nlj->ij", m, j, g, j)
+        found.insert(0, seen | ({"w": seen["b"]} if "b" in seen else {}))
+        g = jnp.einsum("n,nki,kl,nlj->ij", m, of_x, g, of_x)
     return found
 
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_kfra(name: str, key: jax.Array, rng: np.random.Generator):
-    objective = NETWORKS[name].objective
+    objective = CHAINS[name].objective
 
     def both(params: Any, batch: Any) -> Any:
         return fnn.backprop.kfra_factors(objective)(params, batch), by_definition(objective, params, batch)
 
     with jax.enable_x64(True):
-        params, batch = NETWORKS[name].draw(key, 5)
+        params, batch = CHAINS[name].draw(key, 5)
         batch = weighted(batch, rng)
         factors, wanted = jax.jit(both)(params, batch)
         factors = factors if isinstance(objective.net, fnn.Serial) else (factors,)
-        for layer, found, g in zip(getattr(objective.net, "layers", (objective.net,)), factors, wanted, strict=True):
-            if isinstance(layer, fnn.Dense):
-                close(found["w"].b, g)
-                close(found["b"].b, g)
+        for found, want in zip(factors, wanted, strict=True):
+            for leaf, b in want.items():
+                close(found[leaf].b, b)
         x = batch[0]
         if isinstance(factors[0], dict) and "w" in factors[0]:
             close(factors[0]["w"].a, jnp.einsum("n,nd,ne->de", dense.shares(batch), x, x))

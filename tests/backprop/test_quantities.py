@@ -51,15 +51,15 @@ def weighted(batch: Any, rng: np.random.Generator) -> Any:
     return (*batch, jnp.asarray(weight))
 
 
-def of_examples(objective: fnn.Objective, params: Any, batch: Any) -> tuple[Any, Any]:
+def of_examples(objective: fnn.Objective, params: Any, batch: Any, **noise: Any) -> tuple[Any, Any]:
     """Everything that is computed of the rows of the loss; and the same by `vmap(grad)`."""
-    rows = fnn.backprop.rows(objective)(params, batch)
-    g, m = dense.each_gradient(objective, params, batch), dense.shares(batch)
+    rows = fnn.backprop.rows(objective)(params, batch, **noise)
+    g, m = dense.each_gradient(objective, params, batch, **noise), dense.shares(batch)
     g = jnp.where((m > 0)[:, None], g, 0)
     norms = jnp.linalg.norm(g, axis=1)
     bound = jnp.median(norms)
     clipped = (g * jnp.minimum(1, bound / jnp.where(norms > 0, norms, 1))[:, None]).sum(0)
-    value, grads = jax.value_and_grad(objective)(params, batch)
+    value, grads = jax.value_and_grad(objective)(params, batch, **noise)
     got = {
         "gradients": dense.flat_rows(quantities.gradients(rows)),
         "squared_norms": quantities.squared_norms(rows),
@@ -99,12 +99,13 @@ def test_examples(name: str, weights: bool, key: jax.Array, rng: np.random.Gener
 
 @fewer
 @given(net=st.one_of(layers(depth=2), graphs(depth=1)), seed=SEEDS)
-def test_examples_of_random_networks(net: fnn.Layer, seed: int):
+def test_examples_of_random_networks_in_training(net: fnn.Layer, seed: int):
+    key = jax.random.key(seed)
     with jax.enable_x64(True):
         objective, params, batch = draw_regression(net, seed)
         if not jax.tree.leaves(params):
             return
-        got, want = jax.jit(lambda *arguments: of_examples(objective, *arguments))(params, batch)
+        got, want = jax.jit(lambda *a: of_examples(objective, *a, key=key, train=True))(params, batch)
     all_close(got, want)
 
 

@@ -57,6 +57,14 @@ def test_values_that_differ_are_told(
     assert "they do not agree" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own hooks
+@pytest.mark.parametrize("line", quantities.LINES, ids=lambda line: line.label)
+def test_values_are_the_peers(line: quantities.Line) -> None:
+    for module in PEERS[line.peer].modules:
+        pytest.importorskip(module)
+    assert quantities.agreement(line, NETWORK)["agrees"] in (True, None)  # None: drawn, or Opacus without float64
+
+
 def test_reused_buffers_hold_the_same_values() -> None:
     (reused,) = [line for line in quantities.LINES if line.reuse]
     problem, _ = quantities.first_batch("relu", NETWORK)
