@@ -64,10 +64,10 @@ def test_the_first_step_is_the_definition(key: jax.Array):
         np.testing.assert_allclose(got[4]["w"], solved(weights.a, weights.b, grads[4]["w"]), rtol=1e-9)
 
 
-@pytest.mark.parametrize("method", ["kfac", "scale_by_kfac"])
-def test_repeated_blocks_are_preconditioned_as_layers_one_after_another(method: str, key: jax.Array):
-    """Three steps; with as many blocks as inputs, so that the shapes of the stacked weights and biases mislead."""
-    n, d = 4, 4
+@pytest.mark.parametrize(("method", "n"), [("kfac", 3), ("kfac", 4), ("scale_by_kfac", 3)])
+def test_repeated_blocks_are_preconditioned_as_layers_one_after_another(method: str, n: int, key: jax.Array):
+    """Three steps; also with as many blocks as inputs, where the shapes of the stacked weights and biases mislead."""
+    d = 4
     block = fnn.Serial(fnn.Dense(d), fnn.Tanh(), fnn.Prelu(), fnn.Dense(d, bias=False))
     repeated = fnn.Serial(fnn.Dense(d), fnn.Repeat(block, n), fnn.Dense(3))
     written = fnn.Serial(fnn.Dense(d), fnn.Serial(*[block] * n), fnn.Dense(3))
