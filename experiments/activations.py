@@ -139,10 +139,11 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
             axes.plot(x, np.max(one["pieces"], axis=0), color="black", label="f(x)")
             axes.plot(x, broken(one["slope"], "step", 0.1), color=BLUE)
             axes.set(title=name, ylim=(-1.4, 3.2))
-        handles = dict(
-            reversed(pair) for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)
-        )
-        fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
+        named: dict[str, Any] = {}
+        for axes in panels:
+            for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+                named[name] = handle
+        fig.legend(named.values(), named.keys(), loc="outside lower center", ncols=5)
         fig.suptitle("Activations and their derivatives, written by hand and by autodiff", x=0.01, ha="left")
 
 

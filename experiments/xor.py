@@ -149,9 +149,8 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
             marker, color = marks[target]
             for axes, x, y in ((plane, a, b), (features, *h[:2])):
                 axes.plot(x, y, marker, color=color, markersize=11, markeredgecolor="black", clip_on=False)
-        plane.set(title=f"A network with {width} relu units solves it", xlabel="$x_1$", ylabel="$x_2$")
+        plane.set(title=f"A network with {width} relu units solves it", xlabel="$x_1$ (square: 1, circle: 0)", ylabel="$x_2$")
         plane.set(xticks=[0, 1], yticks=[0, 1], aspect="equal")
-        plane.text(0.5, 1.32, "square: 1, circle: 0", ha="center")
         features.set(title="... in its features one line does", xlabel="$h_1$", ylabel="$h_2$")
         features.margins(0.25)
         w, b = np.array(best["params"][2]["w"]).ravel(), float(np.array(best["params"][2]["b"]).item())

@@ -1,0 +1,130 @@
+"""Runs the experiments on the claims of the lectures, one after another, and writes the page that shows them all."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import pkgutil
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tyro
+
+import experiments
+from experiments.common import record
+from experiments.common.claims import Experiment
+
+ORDER = (  # that of the course
+    "xor", "activations", "composition_is_linear", "units_and_losses", "stable_softmax", "two_class_softmax",
+    "mean_and_median",
+)  # fmt: skip
+RECORDS = pathlib.Path(__file__).parent / "records"
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
+HEAD = """# Gallery
+
+Claims that courses on feedforward networks make, each with an experiment that looks whether it holds. The verdict is
+computed from the numbers, against criteria that stand beside it; what is random is drawn anew for each seed, and the
+spread is the standard deviation over them. `python -m experiments` lists all commands, and `python -m experiments all`
+runs those of this page again.
+
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Runs all experiments on claims, and writes the gallery."""
+
+    only: tuple[str, ...] = ()
+    """Experiments to run; all unless given."""
+    out: pathlib.Path = pathlib.Path("out")
+    """Directory for records and figures, and for the page, gallery.md; made if it is missing."""
+    keep: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Put records, figures and the page into the checkout too, which the docs are made of."""
+    smoke: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Each for a moment, only to see that everything works."""
+
+
+def claims() -> dict[str, Experiment]:
+    """All experiments on claims by name, in the order of the course."""
+    found = {}
+    for module in pkgutil.iter_modules(experiments.__path__, f"{experiments.__name__}."):
+        if not module.ispkg and not module.name.endswith("__main__"):
+            experiment = getattr(importlib.import_module(module.name), "EXPERIMENT", None)
+            if experiment is not None:
+                found[experiment.name] = experiment
+    return {name: found[name] for name in sorted(found, key=lambda name: (place(name), name))}
+
+
+def place(name: str) -> int:
+    """In the course; behind all others for what is not in it."""
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """`python -m experiments all`; the exit code is 0 if every claim holds, else 1."""
+    config = tyro.cli(Config, args=argv, prog="python -m experiments all")
+    known = claims()
+    with record.one_line_errors(OSError):
+        if unknown := [name for name in config.only if name not in known]:
+            raise record.UsageError(f"--only takes names of {', '.join(known)}, got {unknown[0]!r}")
+        config.out.mkdir(parents=True, exist_ok=True)
+    codes = []
+    for name in config.only or known:
+        began = time.perf_counter()
+        codes.append(known[name].run(["--out", str(config.out), *(["--smoke"] if config.smoke else [])]))
+        print(f"--- {name}: {time.perf_counter() - began:.0f} s\n", flush=True)
+    (config.out / "gallery.md").write_text(page(recorded(config.out), "."), encoding="utf-8")
+    print(f"Page: {config.out / 'gallery.md'}")
+    if config.keep:
+        for name in config.only or known:
+            shutil.copy(config.out / f"{name}.json", RECORDS)
+            shutil.copy(config.out / f"{name}.png", DOCS / "figures")
+        (DOCS / "gallery.md").write_text(page(recorded(RECORDS), "figures"), encoding="utf-8")
+    return max(codes)
+
+
+def recorded(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of claims in a directory, in the order of the course."""
+    paths = [folder / f"{name}.json" for name in claims()]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+
+def page(records: Sequence[Mapping[str, Any]], figures: str) -> str:
+    """The gallery of these records, whose figures are in a directory."""
+    lines = ["| claim | verdict |", "|---|---|"]
+    lines += [f"| [{one['claim']}](#{one['name'].replace('_', '-')}) | {one['verdict']} |" for one in records]
+    return HEAD + "\n".join(lines) + "\n\n" + "\n".join(section(one, figures) for one in records)
+
+
+def section(one: Mapping[str, Any], figures: str) -> str:
+    """One claim: figure, criteria and what was found, verdict, command, source."""
+    name = one["name"]
+    checks = [
+        f"| {cell(check['criterion'])} | {cell(check['found'])} | {word(check['holds'])} |" for check in one["checks"]
+    ]
+    made = f"Python {one['python']}, JAX {one['packages']['jax']}, {one['device']['kind']}"
+    return f"""({name.replace("_", "-")})=
+## {name}
+
+**{one["claim"]}**
+
+![{one["claim"]}]({figures}/{name}.png)
+
+| criterion | found | |
+|---|---|---|
+{chr(10).join(checks)}
+
+The claim **{one["verdict"]}**: `{one["command"]}` ({made}). Source: {one["source"]}.
+"""
+
+
+def cell(text: str) -> str:
+    """Of a table."""
+    return text.replace("|", "\\|")
+
+
+def word(holds: bool) -> str:
+    """Of one criterion."""
+    return "holds" if holds else "**does not hold**"
