@@ -149,7 +149,8 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
             marker, color = marks[target]
             for axes, x, y in ((plane, a, b), (features, *h[:2])):
                 axes.plot(x, y, marker, color=color, markersize=11, markeredgecolor="black", clip_on=False)
-        plane.set(title=f"A network with {width} relu units solves it", xlabel="$x_1$ (square: 1, circle: 0)", ylabel="$x_2$")
+        plane.set(title=f"A network with {width} relu units solves it", ylabel="$x_2$")
+        plane.set_xlabel("$x_1$ (square: 1, circle: 0)")
         plane.set(xticks=[0, 1], yticks=[0, 1], aspect="equal")
         features.set(title="... in its features one line does", xlabel="$h_1$", ylabel="$h_2$")
         features.margins(0.25)

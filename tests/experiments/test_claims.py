@@ -55,6 +55,14 @@ WRONG: dict[str, list[tuple[tuple[Any, ...], Any, int]]] = {
         (("logistic",), [1e-12], 2),
         (("trained",), [1e-8], 2),
     ],
+    "chain_rule_order": [
+        (("apart",), [1e-14, 1e-11], 0),
+        (("count", "back, reused"), [1, 4, 16, 64, 256, 1024], 1),
+        (("seconds", "back, anew for each layer"), [[1, 2, 4, 8, 16, 32]], 1),
+        (("count", "each path"), [1, 2, 3, 4, 5, 6, 7], 2),
+        (("seconds", "each path"), [[1, 2, 3, 4, 5, 6, 7]], 2),
+        (("count", "forward"), [1, 2, 3, 4, 5, 6], 3),
+    ],
     "mean_and_median": [
         (("learned", "squared error", "center"), [[0.0] * 191], 0),
         (("learned", "absolute error", "center"), [[0.0] * 191], 1),
