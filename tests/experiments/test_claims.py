@@ -63,6 +63,15 @@ WRONG: dict[str, list[tuple[tuple[Any, ...], Any, int]]] = {
         (("seconds", "each path"), [[1, 2, 3, 4, 5, 6, 7]], 2),
         (("count", "forward"), [1, 2, 3, 4, 5, 6], 3),
     ],
+    "depth_folds_space": [
+        (("one layer of 10",), [56, 55], 0),
+        (("one layer of 8",), [36, 36], 0),
+        (("two layers of 4",), [44, 43], 1),
+        (("folds", "8"), 255, 2),
+        (("folds of the plane", "3"), 63, 3),
+        (("one layer in the plane", "2"), 16, 3),
+        (("apart",), [1e-7, 1e-4], 4),
+    ],
     "mean_and_median": [
         (("learned", "squared error", "center"), [[0.0] * 191], 0),
         (("learned", "absolute error", "center"), [[0.0] * 191], 1),
