@@ -18,7 +18,7 @@ from experiments.common.claims import Experiment
 
 ORDER = (  # that of the course
     "xor", "activations", "composition_is_linear", "units_and_losses", "stable_softmax", "two_class_softmax",
-    "mean_and_median", "chain_rule_order", "depth_folds_space",
+    "mean_and_median", "chain_rule_order", "universal_approximation", "depth_folds_space",
 )  # fmt: skip
 RECORDS = pathlib.Path(__file__).parent / "records"
 DOCS = pathlib.Path(__file__).parent.parent / "docs"

@@ -72,6 +72,12 @@ WRONG: dict[str, list[tuple[tuple[Any, ...], Any, int]]] = {
         (("one layer in the plane", "2"), 16, 3),
         (("apart",), [1e-7, 1e-4], 4),
     ],
+    "universal_approximation": [
+        (("built", "smooth"), [0.3, 0.2, 0.1, 0.09, 0.08, 0.07], 0),
+        (("built", "stepped"), [0.3, 0.2, 0.2, 0.2, 0.2, 0.2], 0),
+        (("built", "wiggly"), [0.5, 0.1, 0.2, 0.1, 0.05, 0.01], 1),
+        (("trained", "wiggly, sigmoid"), [0.5, 0.5, 0.4, 0.4, 0.4, 0.3, 0.3, 0.2], 2),
+    ],
     "mean_and_median": [
         (("learned", "squared error", "center"), [[0.0] * 191], 0),
         (("learned", "absolute error", "center"), [[0.0] * 191], 1),
