@@ -13,12 +13,16 @@ from typing import Any
 import tyro
 
 import experiments
+import funcnn as fnn
 from experiments.common import record
-from experiments.common.claims import Experiment
+from experiments.common.claims import Experiment, MnistOptions
 
 ORDER = (  # that of the course
-    "xor", "activations", "composition_is_linear", "units_and_losses", "stable_softmax", "two_class_softmax",
-    "mean_and_median", "chain_rule_order", "universal_approximation", "depth_folds_space",
+    "xor", "composition_is_linear",
+    "units_and_losses", "stable_softmax", "two_class_softmax", "mean_and_median",
+    "universal_approximation", "activations", "maxout", "features", "kernels",
+    "chain_rule_order", "optimizers", "vanishing_gradients", "initialization",
+    "wide_and_regularized", "regularizers", "depth_folds_space", "depth_generalizes", "mnist_records",
 )  # fmt: skip
 RECORDS = pathlib.Path(__file__).parent / "records"
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
@@ -26,18 +30,22 @@ HEAD = """# Gallery
 
 Claims that courses on feedforward networks make, each with an experiment that looks whether it holds. The verdict is
 computed from the numbers, against criteria that stand beside it; what is random is drawn anew for each seed, and the
-spread is the standard deviation over them. `python -m experiments` lists all commands, and `python -m experiments all`
-runs those of this page again.
+spread is the standard deviation over them. `python -m experiments` lists all commands, and `python -m experiments all
+--data-dir DIR`, with the directory of MNIST's four files, runs those of this page again, but for `mnist_records`, which
+takes hours. The [course](course/index.md) tells what they are about, in the order of this page.
 
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Runs all experiments on claims, and writes the gallery."""
+    """Runs the experiments on claims, and writes the gallery."""
 
     only: tuple[str, ...] = ()
-    """Experiments to run; all unless given."""
+    """Experiments to run; unless given, all but those that take hours."""
+    data_dir: pathlib.Path | None = None
+    """Directory with MNIST's four files, which some experiments take; the environment variable FUNCNN_DATA unless
+    given."""
     out: pathlib.Path = pathlib.Path("out")
     """Directory for records and figures, and for the page, gallery.md; made if it is missing."""
     keep: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -66,23 +74,33 @@ def run(argv: Sequence[str] | None = None) -> int:
     """`python -m experiments all`; the exit code is 0 if every claim holds, else 1."""
     config = tyro.cli(Config, args=argv, prog="python -m experiments all")
     known = claims()
-    with record.one_line_errors(OSError):
+    with record.one_line_errors(OSError, fnn.data.DataError):
         if unknown := [name for name in config.only if name not in known]:
             raise record.UsageError(f"--only takes names of {', '.join(known)}, got {unknown[0]!r}")
+        chosen = config.only or [name for name, experiment in known.items() if not experiment.long]
+        if not config.smoke and any(on_mnist(known[name]) for name in chosen):
+            fnn.data.load_mnist(config.data_dir)  # whose absence is told before the first experiment, not after some
         config.out.mkdir(parents=True, exist_ok=True)
+    options = ["--out", str(config.out), *(["--smoke"] if config.smoke else [])]
+    where = [] if config.data_dir is None else ["--data-dir", str(config.data_dir)]
     codes = []
-    for name in config.only or known:
+    for name in chosen:
         began = time.perf_counter()
-        codes.append(known[name].run(["--out", str(config.out), *(["--smoke"] if config.smoke else [])]))
+        codes.append(known[name].run([*options, *(where if on_mnist(known[name]) else [])]))
         print(f"--- {name}: {time.perf_counter() - began:.0f} s\n", flush=True)
     (config.out / "gallery.md").write_text(page(recorded(config.out), "."), encoding="utf-8")
     print(f"Page: {config.out / 'gallery.md'}")
     if config.keep:
-        for name in config.only or known:
+        for name in chosen:
             shutil.copy(config.out / f"{name}.json", RECORDS)
             shutil.copy(config.out / f"{name}.png", DOCS / "figures")
         (DOCS / "gallery.md").write_text(page(recorded(RECORDS), "figures"), encoding="utf-8")
     return max(codes)
+
+
+def on_mnist(experiment: Experiment) -> bool:
+    """Whether it takes MNIST."""
+    return issubclass(experiment.options, MnistOptions)
 
 
 def recorded(folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ import tyro
 import funcnn as fnn
 from experiments.common import record
 from experiments.common.learning import as_table, draw, judge, verdict
+from experiments.common.training import without_test_examples
 from funcnn.backprop import RULES, Rules, learning
 
 PROBE_BATCHES = 10  # whose angles are averaged
@@ -201,14 +202,6 @@ def recorded(path: pathlib.Path, settings: dict[str, Any]) -> list[dict[str, Any
     if earlier["config"] != json.loads(json.dumps(settings)):
         raise record.UsageError(f"{path} is of other settings, and --resume goes on with the same only")
     return earlier["runs"]
-
-
-def without_test_examples(data: fnn.data.Dataset) -> fnn.data.Dataset:
-    """The last sixth of the training examples in the place of the test examples."""
-    n = len(data.x_train) * 5 // 6
-    return dataclasses.replace(
-        data, x_train=data.x_train[:n], y_train=data.y_train[:n], x_test=data.x_train[n:], y_test=data.y_train[n:]
-    )
 
 
 def trainings(config: Config, classes: int) -> Iterator[tuple[str, Learner]]:

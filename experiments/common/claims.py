@@ -36,6 +36,18 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
+class MnistOptions(Options):
+    """What experiments on MNIST can be told; a moment's run takes scikit-learn's digits, which are always there."""
+
+    data_dir: pathlib.Path | None = None
+    """Directory with MNIST's four files; the environment variable FUNCNN_DATA unless given."""
+
+    def dataset(self) -> fnn.data.Dataset:
+        """The images as bytes, and their labels."""
+        return fnn.data.load_digits() if self.smoke else fnn.data.load_mnist(self.data_dir)
+
+
+@dataclasses.dataclass(frozen=True)
 class Check:
     """One part of a verdict.
 
@@ -63,6 +75,7 @@ class Experiment:
         judge: from the numbers alone to the checks, all of which have to hold.
         draw: writes the figure of the numbers to a path.
         smoke: options for a moment's run.
+        long: whether it takes so long that it is run by its own command only, and not with all others.
     """
 
     name: str
@@ -73,6 +86,7 @@ class Experiment:
     judge: Callable[[dict[str, Any]], list[Check]]
     draw: Callable[[pathlib.Path, dict[str, Any]], None]
     smoke: dict[str, Any] = dataclasses.field(default_factory=dict)
+    long: bool = False
 
     def run(self, argv: Sequence[str] | None = None) -> int:
         """Measures, judges, draws and writes; returns the exit code: 0 if the claim holds, else 1."""

@@ -1,5 +1,6 @@
-"""Several trainings side by side, step by step."""
+"""Trainings that several experiments have in common: of images, and of several states side by side."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,50 @@ import funcnn as fnn
 
 State = fnn.train.State
 Step = Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
+
+
+def fit_images(
+    objective: fnn.Objective,
+    optimizer: Any,
+    data: fnn.data.Dataset,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    **options: Any,
+) -> tuple[State, fnn.train.History]:
+    """One training on images, bytes on the device, whose history has loss and accuracy of the test images too."""
+    init_key, key = jax.random.split(jax.random.key(seed))
+    return fnn.train.fit(
+        objective,
+        optimizer,
+        objective.net.init(init_key, (data.x_train[0].size,)),
+        (data.x_train, data.y_train),
+        epochs=epochs,
+        batch_size=batch_size,
+        key=key,
+        valid=(data.x_test, data.y_test),
+        valid_batch_size=1000,
+        gradient="backprop",
+        metrics={"accuracy": fnn.train.accuracy},
+        prepare=fnn.data.Pixels(data.x_max),
+        progress=None,
+        **options,
+    )
+
+
+def without_test_examples(data: fnn.data.Dataset) -> fnn.data.Dataset:
+    """The last sixth of the training examples in the place of the test examples."""
+    n = len(data.x_train) * 5 // 6
+    return dataclasses.replace(
+        data, x_train=data.x_train[:n], y_train=data.y_train[:n], x_test=data.x_train[n:], y_test=data.y_train[n:]
+    )
+
+
+def parameters(net: fnn.Layer, inputs: int) -> int:
+    """How many numbers a network for examples of so many inputs has."""
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), (inputs,)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def stepper(step: Step, state: State, batch: Any) -> Callable[[], State]:

@@ -31,27 +31,30 @@ def each_gradient(objective: fnn.Objective, params: Any, batch: Any, **noise: An
     return flat_rows(jax.vmap(jax.grad(loss), (None, 0, 0))(params, x, y))
 
 
-def output_jacobians(objective: fnn.Objective, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+def output_jacobians(objective: fnn.Objective, params: Any, batch: Any, **noise: Any) -> tuple[jax.Array, jax.Array]:
     """J_n (N, K, P) of the flattened outputs, and H_n (N, K, K) of the loss for them."""
     x, y, *_ = batch
 
-    def output(p: Any, x_n: jax.Array) -> jax.Array:
-        return objective.net.apply(p, x_n[None])[0]
+    def outputs(p: Any) -> jax.Array:
+        return objective.net.apply(p, x, **noise)
 
-    j = jax.vmap(jax.jacrev(output), (None, 0))(params, x)
-    f = jax.vmap(output, (None, 0))(params, x)
-    k = f[0].size
-    j = jnp.concatenate([leaf.reshape(len(x), k, -1) for leaf in jax.tree.leaves(j)], axis=-1)
+    f = outputs(params)
+    j = [leaf.reshape(len(x), f[0].size, -1) for leaf in jax.tree.leaves(jax.jacrev(outputs)(params))]
+    return jnp.concatenate(j, axis=-1), loss_hessians(objective, f, y)
+
+
+def loss_hessians(objective: fnn.Objective, f: jax.Array, y: jax.Array) -> jax.Array:
+    """H_n (N, K, K) of the loss for the flattened outputs."""
 
     def loss(f_n: jax.Array, y_n: jax.Array) -> jax.Array:
         return objective.loss(f_n.reshape(1, *f.shape[1:]), y_n[None])[0]
 
-    return j, jax.vmap(jax.hessian(loss))(f.reshape(len(x), k), y)
+    return jax.vmap(jax.hessian(loss))(f.reshape(len(f), -1), y)
 
 
-def gauss_newton(objective: fnn.Objective, params: Any, batch: Any) -> jax.Array:
+def gauss_newton(objective: fnn.Objective, params: Any, batch: Any, **noise: Any) -> jax.Array:
     """sum_n m_n J_n^T H_n J_n (P, P)."""
-    j, h = output_jacobians(objective, params, batch)
+    j, h = output_jacobians(objective, params, batch, **noise)
     return jnp.einsum("n,nkp,nkl,nlq->pq", shares(batch), j, h, j)
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +10,14 @@ from hypothesis import given
 from jax.flatten_util import ravel_pytree
 
 import funcnn as fnn
-from funcnn.backprop import RULES
+from funcnn.backprop import RULES, quantities
 from funcnn.backprop.rule import Context, need_second
 from funcnn.compose import Combinator, Part
+from funcnn.layer import fold
 from tests.backprop import dense
 from tests.backprop.agree import draw_layer, draw_like, inner
 from tests.backprop.test_quantities import WHOLE, all_close, close, weighted
-from tests.backprop.test_random_networks import SEEDS, draw_regression, fewer, graphs, layers
+from tests.backprop.test_random_networks import LOSSES, SEEDS, chains, draw_problem, fewer, noisy
 from tests.problems import (
     LAYERS,
     NETWORKS,
@@ -144,11 +144,11 @@ def test_products(name: str, key: jax.Array, rng: np.random.Generator):
 
 
 @fewer
-@given(net=st.one_of(layers(depth=2), graphs(depth=1)), seed=SEEDS)
-def test_products_of_random_networks_in_training(net: fnn.Layer, seed: int):
+@given(net=noisy(depth=1), loss=LOSSES, seed=SEEDS)
+def test_products_of_random_networks_in_training(net: fnn.Layer, loss: fnn.losses.Loss, seed: int):
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
     with jax.enable_x64(True):
-        objective, params, batch = draw_regression(net, seed)
+        objective, params, batch = draw_problem(net, seed, loss)
         both = jax.jit(lambda p, v: products(objective, p, batch, v, key=key, train=True))
         got, want = both(params, draw_like(rng, params))
     all_close(got, want)
@@ -208,67 +208,110 @@ def test_hessian_diagonal(name: str, key: jax.Array, rng: np.random.Generator):
 
 
 @fewer
-@given(net=st.one_of(layers(depth=2), graphs(depth=1)), seed=SEEDS)
-def test_hessian_diagonal_of_random_networks_in_training(net: fnn.Layer, seed: int):
+@given(net=noisy(depth=1), loss=LOSSES, seed=SEEDS)
+def test_hessian_diagonal_of_random_networks_in_training(net: fnn.Layer, loss: fnn.losses.Loss, seed: int):
     key = jax.random.key(seed)
     with jax.enable_x64(True):
-        objective, params, batch = draw_regression(net, seed)
-        if not jax.tree.leaves(params):
-            return
+        objective, params, batch = draw_problem(net, seed, loss)
         got, want = jax.jit(lambda p: hessian_diagonals(objective, p, batch, key=key, train=True))(params)
     all_close(got, want)
 
 
-_NAMES = ["logistic-regression", "sigmoid-mlp-mse", "relu-mlp-l1-l2", "silu-mlp-smoothed", "maxout-mlp", "rbf-network"]
-_PRELU = fnn.Serial(fnn.Dense(4), fnn.Prelu(), fnn.Dense(3))
+_NAMES = [
+    "logistic-regression", "log-softmax-nll", "sigmoid-mlp-mse", "relu-mlp-l1-l2", "silu-mlp-smoothed", "maxout-mlp",
+    "rbf-network", "image-prelu-net",
+]  # fmt: skip
+_RBFS = fnn.Serial(fnn.Dense(4), fnn.Rbf(3, epsilon=0.4), fnn.Prelu(), fnn.Rbf(2, epsilon=0.7), fnn.Maxout(3, pieces=2))
 CHAINS = {name: NETWORKS[name] for name in _NAMES} | {
-    "prelu-mlp": NetworkProblem(fnn.Objective(_PRELU, fnn.losses.softmax_cross_entropy), (4,), "label")
+    "deep-rbf": NetworkProblem(fnn.Objective(_RBFS, fnn.losses.softmax_cross_entropy), (4,), "label")
 }
 
 
-def by_definition(objective: fnn.Objective, params: Any, batch: Any) -> list[dict[str, jax.Array]]:
-    """B of parameters of a chain's layers, from G of the layer's output: G <- sum_n m_n J_n^T G J_n, from the last on.
+def by_definition(objective: fnn.Objective, params: Any, batch: Any, **noise: Any) -> list[dict[str, Any]]:
+    """(A, B) of parameters of a chain's layers, from G of the layer's output: G <- sum_n m_n J_n^T G J_n, backwards.
 
-    Of a bias or slope it is G seen in it; the weights that are multiplied with the input have the bias's.
+    A is of what a delta is multiplied with: the input of a layer of weights, and x - c_b of centres, a mean over them.
+    B is G seen in that delta: in the bias; or, of centres, in u where c_b changes by (x - c_b) u_b. Biases and slopes
+    have B alone.
     """
     net = objective.net if isinstance(objective.net, fnn.Serial) else fnn.Serial(objective.net)
     params = params if isinstance(objective.net, fnn.Serial) else (params,)
     m, values = dense.shares(batch), [batch[0]]
-    for layer, p in zip(net.layers, params, strict=True):
-        values.append(layer.apply(p, values[-1]))
-    _, h = dense.output_jacobians(objective, params if isinstance(objective.net, fnn.Serial) else params[0], batch)
-    g, found = jnp.einsum("n,nkl->kl", m, h), []
-    for layer, p, x in zip(net.layers[::-1], params[::-1], values[-2::-1], strict=True):
-        of_params, of_x = jax.vmap(
-            jax.jacrev(lambda p, a, layer=layer: layer.apply(p, a[None])[0], (0, 1)), (None, 0)
-        )(p, x)  # fmt: skip
-        seen = {}
-        for leaf in {"b", "slope"} & set(p):
-            j = of_params[leaf].reshape(len(x), len(g), -1)
-            seen[leaf] = jnp.einsum("n,nki,kl,nlj->ij", m, j, g, j)
-        found.insert(0, seen | ({"w": seen["b"]} if "b" in seen else {}))
-        g = jnp.einsum("n,nki,kl,nlj->ij", m, of_x, g, of_x)
+    keys = [fold(noise.get("key"), i) for i in range(len(net.layers))]
+    for layer, p, key in zip(net.layers, params, keys, strict=True):
+        values.append(layer.apply(p, values[-1], **noise | {"key": key}))
+    g = jnp.einsum("n,nkl->kl", m, dense.loss_hessians(objective, values[-1], batch[1]))
+    found = []
+    for layer, p, x, key in zip(net.layers[::-1], params[::-1], values[-2::-1], keys[::-1], strict=True):
+        j, j_x = jax.jacrev(lambda *a, f=layer.apply, key=key: f(*a, **noise | {"key": key}), (0, 1))(p, x)
+        j = {leaf: array.reshape(len(x), len(g), -1) for leaf, array in j.items()} if p else {}
+        activity = {"w": x[:, None]}
+        if "c" in j:
+            gap = activity["c"] = x[:, None] - p["c"][None]
+            change = j["c"].reshape(len(x), len(g), *p["c"].shape) * gap[:, None]
+            j["c"] = jnp.sum(change, axis=-1) / jnp.sum(jnp.square(gap), axis=-1)[:, None]
+        j |= {"w": j["b"]} if "b" in j else {}
+        factors = {}
+        for leaf in {"b", "slope", "c", "w"} & set(j):
+            a = activity.get(leaf)
+            first = None if a is None else jnp.einsum("n,nbd,nbe->de", m, a, a) / a.shape[1]
+            factors[leaf] = first, jnp.einsum("n,nki,kl,nlj->ij", m, j[leaf], g, j[leaf])
+        found.insert(0, factors)
+        each = jnp.arange(len(x))
+        j_x = j_x.reshape(len(x), len(g), len(x), -1)[each, :, each]
+        g = jnp.einsum("n,nki,kl,nlj->ij", m, j_x, g, j_x)
     return found
+
+
+def check_kfra(objective: fnn.Objective, params: Any, batch: Any, **noise: Any) -> None:
+    """The factors of `kfra_factors` are those by definition."""
+
+    def both(params: Any, batch: Any) -> Any:
+        found = fnn.backprop.kfra_factors(objective)(params, batch, **noise)
+        return found, by_definition(objective, params, batch, **noise)
+
+    factors, wanted = jax.jit(both)(params, batch)
+    factors = factors if isinstance(objective.net, fnn.Serial) else (factors,)
+    for found, want in zip(factors, wanted, strict=True):
+        for leaf, (a, b) in want.items():
+            close(found[leaf].b, b)
+            assert (found[leaf].a is None) == (a is None)
+            if a is not None:
+                close(found[leaf].a, a)
 
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_kfra(name: str, key: jax.Array, rng: np.random.Generator):
-    objective = CHAINS[name].objective
-
-    def both(params: Any, batch: Any) -> Any:
-        return fnn.backprop.kfra_factors(objective)(params, batch), by_definition(objective, params, batch)
-
     with jax.enable_x64(True):
         params, batch = CHAINS[name].draw(key, 5)
-        batch = weighted(batch, rng)
-        factors, wanted = jax.jit(both)(params, batch)
-        factors = factors if isinstance(objective.net, fnn.Serial) else (factors,)
-        for found, want in zip(factors, wanted, strict=True):
-            for leaf, b in want.items():
-                close(found[leaf].b, b)
-        x = batch[0]
-        if isinstance(factors[0], dict) and "w" in factors[0]:
-            close(factors[0]["w"].a, jnp.einsum("n,nd,ne->de", dense.shares(batch), x, x))
+        check_kfra(CHAINS[name].objective, params, weighted(batch, rng))
+
+
+@fewer
+@given(net=chains(), loss=LOSSES, seed=SEEDS)
+def test_kfra_of_random_chains_in_training(net: fnn.Serial, loss: fnn.losses.Loss, seed: int):
+    with jax.enable_x64(True):
+        objective, params, batch = draw_problem(net, seed, loss)
+        check_kfra(
+            objective, params, weighted(batch, np.random.default_rng(seed)), key=jax.random.key(seed), train=True
+        )
+
+
+def test_factors_of_centres_are_exact_for_one_example_and_unit_alone(key: jax.Array, x64: None):
+    """Where A, a mean over the units, is that of the only one; of two units the product is another matrix."""
+
+    def both(objective: fnn.Objective, params: Any, batch: Any) -> Any:
+        kflr = quantities.kronecker_factors(fnn.backprop.rows(objective, of="gauss_newton")(params, batch))
+        kfra, size = fnn.backprop.kfra_factors(objective)(params, batch), params[0]["c"].size
+        want = dense.gauss_newton(objective, params, batch)[:size, :size]
+        return [factors[0]["c"].matrix() for factors in (kflr, kfra)], want
+
+    for units in (1, 2):
+        objective = fnn.Objective(fnn.Serial(fnn.Rbf(units, epsilon=0.4), fnn.Dense(2)), fnn.losses.squared_error)
+        problem = NetworkProblem(objective, (3,), "real")
+        matrices, want = jax.jit(both, static_argnums=0)(objective, *problem.draw(key, 1))
+        for got in matrices:
+            assert np.allclose(got, want, rtol=0, atol=1e-12 * np.abs(want).max()) == (units == 1)
 
 
 @pytest.mark.parametrize("name", ["residual-tower", "graph-shared", "repeated-blocks"])

@@ -3,7 +3,6 @@
 import itertools
 from typing import Any
 
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,8 @@ import funcnn as fnn
 from funcnn.backprop import RULES, Outer, quantities
 from funcnn.backprop.outer import activity_moment
 from tests.backprop import dense
-from tests.backprop.test_random_networks import SEEDS, draw_regression, fewer, graphs, layers
+from tests.backprop.agree import draw_like
+from tests.backprop.test_random_networks import LOSSES, SEEDS, draw_problem, fewer, noisy
 from tests.problems import NETWORKS, NetworkProblem
 
 # In float64, of the largest number of the quantity (of 1, where all are smaller). Both sides sum some hundred numbers.
@@ -98,13 +98,11 @@ def test_examples(name: str, weights: bool, key: jax.Array, rng: np.random.Gener
 
 
 @fewer
-@given(net=st.one_of(layers(depth=2), graphs(depth=1)), seed=SEEDS)
-def test_examples_of_random_networks_in_training(net: fnn.Layer, seed: int):
+@given(net=noisy(depth=1), loss=LOSSES, seed=SEEDS)
+def test_examples_of_random_networks_in_training(net: fnn.Layer, loss: fnn.losses.Loss, seed: int):
     key = jax.random.key(seed)
     with jax.enable_x64(True):
-        objective, params, batch = draw_regression(net, seed)
-        if not jax.tree.leaves(params):
-            return
+        objective, params, batch = draw_problem(net, seed, loss)
         got, want = jax.jit(lambda *a: of_examples(objective, *a, key=key, train=True))(params, batch)
     all_close(got, want)
 
@@ -130,6 +128,42 @@ def test_gauss_newton(name: str, key: jax.Array, rng: np.random.Generator):
         params, batch = problem.draw(key, 4)
         got, want = jax.jit(both)(params, weighted(batch, rng))
     all_close(got, want, name)
+
+
+@fewer
+@given(net=noisy(depth=1), loss=LOSSES, seed=SEEDS)
+def test_curvature_of_random_networks_in_training(net: fnn.Layer, loss: fnn.losses.Loss, seed: int):
+    """The Gauss-Newton matrix; and the rows of the Fisher matrix, sqrt(m_n) J_n^T s_nc.
+
+    The columns s_nc are what comes to the biases of a layer that gives the same outputs: their rows.
+    """
+    rng, noise = np.random.default_rng(seed), {"key": jax.random.key(seed), "train": True}
+    sample = {"sample_key": jax.random.key(seed + 1)}
+
+    def both(params: Any, batch: Any, v: Any) -> Any:
+        exact = fnn.backprop.rows(objective, of="gauss_newton")(params, batch, **noise)
+        drawn = fnn.backprop.rows(objective, of="fisher", samples=2)(params, batch, **noise, **sample)
+        g = dense.flat_rows(quantities.gradients(exact), 2)
+        got = {
+            "matrix": jnp.einsum("cnp,cnq->pq", g, g),
+            "diagonal": dense.flat(quantities.sum_of_squares(exact)),
+            "traces": quantities.squared_norms(exact).sum(),
+            "fisher": dense.flat_rows(quantities.gradients(drawn), 2),
+            "product": dense.flat(fnn.backprop.gauss_newton_product(objective)(params, batch, v, **noise)),
+        }
+        j, _ = dense.output_jacobians(objective, params, batch, **noise)
+        outputs, like = objective.net.apply(params, batch[0], **noise), fnn.Objective(fnn.Dense(2), loss)
+        last = fnn.backprop.rows(like, of="fisher", samples=2)
+        columns = quantities.gradients(last({"w": jnp.eye(2), "b": jnp.zeros(2)}, (outputs, *batch[1:]), **sample))["b"]
+        matrix = dense.gauss_newton(objective, params, batch, **noise)
+        want = {"matrix": matrix, "diagonal": jnp.diag(matrix), "traces": jnp.trace(matrix)}
+        want |= {"fisher": jnp.einsum("cnk,nkp->cnp", columns, j), "product": matrix @ dense.flat(v)}
+        return got, want
+
+    with jax.enable_x64(True):
+        objective, params, batch = draw_problem(net, seed, loss)
+        got, want = jax.jit(both)(params, weighted(batch, rng), draw_like(rng, params))
+    all_close(got, want)
 
 
 def test_a_learned_variance_has_no_gauss_newton_matrix(key: jax.Array):

@@ -99,6 +99,29 @@ def graphs(draw: st.DrawFn, depth: int) -> fnn.Graph:
     return fnn.Graph(draw(st.permutations(sorted(nodes.items()))), output="end")
 
 
+NOISE = st.sampled_from([fnn.Dropout(0.3), fnn.GaussianNoise(0.2)])
+
+
+@st.composite
+def noisy(draw: st.DrawFn, depth: int) -> fnn.Layer:
+    """A layer or graph with noise in front of it and, or not, on all weights, between layers that have parameters.
+
+    So that each of a few draws has parameters and, in training, noise.
+    """
+    begin, inner = draw(linear(draw(WIDTHS))), draw(st.one_of(layers(depth), graphs(depth - 1)))
+    net = fnn.Serial(begin, draw(NOISE), inner, fnn.Dense(2))
+    return draw(st.sampled_from([net, fnn.WeightNoise(net, 0.1)]))
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> fnn.Serial:
+    """Layers one after another, with noise between them."""
+    smooth = UNITS.filter(lambda layer: layer != fnn.Step())  # nothing comes back through one
+    weights = st.one_of(linear(3), st.just(fnn.WeightNoise(fnn.Dense(3), 0.1)))
+    first, second = draw(weights), draw(weights)
+    return fnn.Serial(first, draw(smooth), draw(NOISE), second, draw(smooth), fnn.Dense(2))
+
+
 def check(net: fnn.Layer, seed: int) -> None:
     """By the rules as by autodiff, in training."""
     with jax.enable_x64(True):
@@ -110,11 +133,17 @@ def check(net: fnn.Layer, seed: int) -> None:
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 
 
-def draw_regression(net: fnn.Layer, seed: int) -> tuple[fnn.Objective, Any, Any]:
-    """An objective with the squared error, parameters, and a batch of four examples."""
+LOSSES = st.sampled_from([fnn.losses.squared_error, fnn.losses.softmax_cross_entropy])
+
+
+def draw_problem(
+    net: fnn.Layer, seed: int, loss: fnn.losses.Loss = fnn.losses.squared_error
+) -> tuple[fnn.Objective, Any, Any]:
+    """An objective with one of `LOSSES`, parameters, and a batch of four examples."""
     rng = np.random.default_rng(seed)
     x, y = (jax.numpy.asarray(rng.normal(size=(4, *shape))) for shape in ((3,), net.out_shape((3,))))
-    return fnn.Objective(net, fnn.losses.squared_error), net.init(jax.random.key(seed), (3,)), (x, y)
+    y = jax.nn.softmax(y) if isinstance(loss, fnn.losses.ClassLoss) else y
+    return fnn.Objective(net, loss), net.init(jax.random.key(seed), (3,)), (x, y)
 
 
 fewer = settings(few, max_examples=4)  # for what is compared with whole matrices, which take long to compile

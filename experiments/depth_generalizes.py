@@ -1,0 +1,148 @@
+"""At equal numbers of parameters deeper networks generalize better, and wide shallow ones overfit sooner.
+
+Relu networks of 1 to 8 hidden layers, as wide as the number of parameters allows, are trained on MNIST with a constant
+learning rate, past the epoch where the test loss is least.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import optax
+
+import funcnn as fnn
+from experiments.common import networks
+from experiments.common.claims import Check, Experiment, MnistOptions, more, spread
+from experiments.common.figure import BLUE, GRAY, VERMILION, figure
+from experiments.common.training import fit_images, parameters
+
+LAST = 5  # epochs at the end, over which the test error is averaged: with a constant learning rate it goes up and down
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(MnistOptions):
+    """Networks of several depths with equal numbers of parameters on MNIST."""
+
+    seeds: int = 3
+    """Trainings of each network."""
+    depths: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    """Hidden layers."""
+    parameters: int = 200_000
+    """Of each network, nearly."""
+    epochs: int = 20
+    """Times to go through the training images."""
+    batch_size: int = 128
+    """Images a step."""
+    learning_rate: float = 1e-3
+    """Adam's."""
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """By depth: width, parameters, and errors and losses of all epochs, (seeds, epochs)."""
+    data = config.dataset()
+    inputs, numbers = data.x_train[0].size, {}
+    for depth in config.depths:
+        width = equal_width(config.parameters, inputs, data.classes, depth)
+        net = networks.mlp([width] * depth, fnn.Relu(), data.classes)
+        objective, optimizer = fnn.Objective(net, fnn.losses.softmax_cross_entropy), optax.adam(config.learning_rate)
+        histories = [
+            fit_images(objective, optimizer, data, epochs=config.epochs, batch_size=config.batch_size, seed=seed)[1]
+            for seed in range(config.seeds)
+        ]
+        numbers[str(depth)] = {
+            "width": width, "parameters": parameters(net, inputs),
+            "test error": [100 * (1 - history["valid accuracy"]) for history in histories],
+            "test loss": [history["valid loss"] for history in histories],
+            "training loss": [history["loss"] for history in histories],
+        }  # fmt: skip
+    return numbers
+
+
+def equal_width(size: int, inputs: int, classes: int, depth: int) -> int:
+    """Units in each of so many hidden layers, for nearly `size` parameters."""
+    # size = W (D + 1) + (L - 1) W (W + 1) + C (W + 1), solved for W
+    a, b, c = depth - 1, inputs + depth + classes, classes - size
+    return max(1, round((-b + (b**2 - 4 * a * c) ** 0.5) / (2 * a) if a else -c / b))
+
+
+def judge(numbers: dict[str, Any]) -> list[Check]:
+    """Errors at the end and the epochs of the least test loss, of one layer and of more."""
+    errors = {depth: np.array(one["test error"], float)[:, -LAST:].mean(axis=1) for depth, one in numbers.items()}
+    turns = {depth: turn(one["test loss"]) for depth, one in numbers.items()}
+    shallow, deep = min(numbers, key=int), max(numbers, key=int)
+    best = min((d for d in numbers if d != shallow), key=lambda depth: np.nan_to_num(errors[depth], nan=np.inf).mean())
+    sizes = [one["parameters"] for one in numbers.values()]
+    return [
+        Check(
+            f"Some network of more than {shallow} hidden layer has a lower test error, by more than three standard "
+            "errors, with as many parameters (to 1 %)",
+            f"{best}: {spread(errors[best])} %; {shallow}: {spread(errors[shallow])} %",
+            more(errors[shallow], errors[best]) and max(sizes) <= 1.01 * min(sizes),
+        ),
+        Check(
+            f"So has the deepest, of {deep} hidden layers",
+            f"{spread(errors[deep])} %",
+            more(errors[shallow], errors[deep]),
+        ),
+        Check(
+            f"The test loss of {shallow} wide layer is least in an earlier epoch than that of {deep} narrow ones",
+            f"epoch {spread(turns[shallow])} and {spread(turns[deep])}",
+            more(turns[deep], turns[shallow]),
+        ),
+    ]
+
+
+def turn(losses: Any) -> np.ndarray:
+    """The epoch, from 1 on, of the least test loss of each training; NaN where there is a loss that is no number."""
+    losses = np.array(losses, float)
+    return np.where(np.isfinite(losses).all(axis=1), 1.0 + np.argmin(losses, axis=1), np.nan)
+
+
+def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
+    """Test error against depth, and test loss against epochs for the shallowest, the best and the deepest."""
+    with figure(path, 11, 4) as fig:
+        by_depth, by_epoch, turning = fig.subplots(1, 3, width_ratios=(1, 1.2, 1))
+        places, depths = range(len(numbers)), list(numbers)
+        errors = [np.array(one["test error"], float)[:, -LAST:].mean(axis=1) for one in numbers.values()]
+        turns = [turn(one["test loss"]) for one in numbers.values()]
+        for axes, values in ((by_depth, errors), (turning, turns)):
+            for place, one in zip(places, values, strict=True):
+                axes.plot([place] * len(one), one, "o", color=BLUE, fillstyle="none")
+            axes.plot(places, [np.mean(one) for one in values], "-", color=BLUE)
+            axes.set_xticks(places, [f"{d}\n{numbers[d]['width']}" for d in depths])
+            axes.set(xlabel="hidden layers, and units in each", ylim=(0, None))
+        count = next(iter(numbers.values()))["parameters"]
+        by_depth.set(title=f"Test error, {count:,} parameters", ylabel="percent, mean of the last epochs")
+        turning.set(title="When the test loss is least", ylabel="epoch")
+        middle = depths[len(depths) // 2]
+        styles = {depths[0]: (VERMILION, "-"), middle: (GRAY, "--"), depths[-1]: (BLUE, "-.")}
+        for depth, (color, style) in styles.items():
+            for index, losses in enumerate(np.array(numbers[depth]["test loss"], float)):
+                label = f"{depth} hidden layer{'s' if depth != '1' else ''}" if index == 0 else None
+                by_epoch.plot(np.arange(1, len(losses) + 1), losses, style, color=color, label=label, linewidth=1.2)
+        by_epoch.set(title="Test loss while training", xlabel="epoch", ylabel="nats", ylim=(0, None))
+        by_epoch.legend(loc="lower right")
+
+
+EXPERIMENT = Experiment(
+    name="depth_generalizes",
+    claim="At equal numbers of parameters deeper networks generalize better, and wide shallow ones overfit sooner.",
+    source="Goodfellow et al., Multi-digit Number Recognition from Street View Imagery (2014); Goodfellow, Bengio and "
+    "Courville, Deep Learning (2016), section 6.4.1",
+    options=Config,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+    smoke={"seeds": 1, "depths": (1, 2), "parameters": 1000, "epochs": 2},
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment; returns the exit code."""
+    return EXPERIMENT.run(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,310 @@
+"""A kernel machine's prediction costs more the more examples it has learned from; a network's cost is fixed.
+
+A support vector machine, a linear model on radial basis functions around fixed centres, the same with learned centres,
+and a relu network learn from training sets of several sizes: handwritten digits, and points of a plane with noisy
+labels, of which there are as many as wanted. All kernels of a task have one width.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.svm import SVC
+
+import funcnn as fnn
+from experiments.common import measure as timing
+from experiments.common.claims import Check, Experiment, Options, more, spread
+from experiments.common.figure import BLUE, GREEN, ORANGE, VERMILION, figure
+
+SVM, NET, LEARNED, FIXED = "kernel machine", "relu network", "RBF, learned centres", "RBF, fixed centres"
+TIMED = (SVM, NET, LEARNED)
+SIDE, NOISE, TESTS = 4.0, 0.1, 5000  # the plane's square, which share of its labels is wrong, its test examples
+FEW = 16  # units, up to which learned centres have to be better than fixed ones
+GROWS = {"digits": 3.0, "plane": 10.0}  # at least so many times, from the smallest training set to the largest
+LIKE = {"digits": 2.0, "plane": 1.0}  # percentage points of accuracy
+CHEAPER = 5.0  # times fewer multiplications
+TIME_GROWS, TIME_STAYS = 3.0, 2.0  # times; a busy machine's clock is worth no more
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Options):
+    """Trains kernel machines and networks on training sets of several sizes."""
+
+    seeds: int = 5
+    """Draws of the training set, and starts."""
+    digits: tuple[int, ...] = (75, 200, 500, 1200)
+    """Sizes of the training set of digits; there are 1,347, of which each seed draws others."""
+    plane: tuple[int, ...] = (100, 400, 1600, 6400)
+    """Sizes of the training set of the plane."""
+    units: int = 64
+    """Hidden units of the network, and radial basis functions."""
+    few_units: tuple[int, ...] = (4, 16, 64)
+    """How many radial basis functions to compare with fixed and with learned centres, on the largest training sets."""
+    steps: int = 3000
+    """Steps of Adam on batches of 64."""
+    learning_rate: float = 0.03
+    """Adam's, falling to 0 by a cosine."""
+    c: float = 10.0
+    """The kernel machine's price of a margin violation."""
+    rounds: int = 15
+    """Of timing, of which the quickest counts."""
+
+
+class Task(NamedTuple):
+    """Data in an order drawn by the seed, how many classes, and gamma of the kernel exp(-gamma |x - c|^2)."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: int
+    gamma: float
+
+
+class Learned(NamedTuple):
+    """What has learned: from examples (N, D) to class numbers (N,), with so many multiplications for one of them."""
+
+    predict: Callable[[Any], Any]
+    multiplications: int
+
+
+def task(name: str, config: Config, seed: int) -> Task:
+    """gamma is scikit-learn's default for the digits, 1 / (D variance), and suits the kernel machine in the plane."""
+    rng = np.random.default_rng(seed)
+    if name == "plane":
+        return Task(*plane(rng, max(config.plane)), *plane(rng, TESTS), classes=2, gamma=4.0)
+    (x, y), test = fnn.data.load_digits().arrays()
+    order = rng.permutation(len(x))
+    return Task(x[order], y[order], *test, classes=10, gamma=float(1 / (x.shape[1] * x.var())))
+
+
+def plane(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points of a square, on two sides of a sine; some labels are wrong, so that the best accuracy is 1 - NOISE."""
+    x = rng.uniform(-SIDE / 2, SIDE / 2, (n, 2)).astype(np.float32)
+    return x, ((x[:, 1] > np.sin(np.pi * x[:, 0])) ^ (rng.random(n) < NOISE)).astype(np.int32)
+
+
+def kernel_machine(config: Config, data: Task, n: int, units: int, seed: int) -> Learned:
+    """One against one: the kernel at each support vector, times its coefficients against all other classes."""
+    settings: dict[str, Any] = {"C": config.c, "gamma": data.gamma}
+    svm = SVC(kernel="rbf", **settings).fit(data.x[:n], data.y[:n])
+    return Learned(svm.predict, len(svm.support_) * (data.x.shape[1] + data.classes - 1))
+
+
+def relu_network(config: Config, data: Task, n: int, units: int, seed: int) -> Learned:
+    """One hidden layer."""
+    net = fnn.Serial(fnn.Dense(units), fnn.Relu(), fnn.Dense(data.classes))
+    params = net.init(jax.random.key(seed), data.x.shape[1:])
+    return learned(net, fit(config, net, params, data.x[:n], data.y[:n], seed), data)
+
+
+def learned_centres(config: Config, data: Task, n: int, units: int, seed: int) -> Learned:
+    """Radial basis functions around examples to begin with, which move."""
+    net, params = rbf(data, units, seed)
+    return learned(net, fit(config, net, params, data.x[:n], data.y[:n], seed), data)
+
+
+def fixed_centres(config: Config, data: Task, n: int, units: int, seed: int) -> Learned:
+    """A linear model on radial basis functions that stay where they are."""
+    net, (centres, out) = rbf(data, units, seed)
+    features = net.layers[0].apply(centres, jnp.asarray(data.x[:n]))
+    return learned(net, (centres, fit(config, net.layers[1], out, features, data.y[:n], seed)), data)
+
+
+MODELS: dict[str, Callable[..., Learned]] = {
+    SVM: kernel_machine, NET: relu_network, LEARNED: learned_centres, FIXED: fixed_centres,
+}  # fmt: skip
+
+
+def rbf(data: Task, units: int, seed: int) -> tuple[fnn.Serial, Any]:
+    """A network of radial basis functions, and parameters with the first examples as centres: they are in no order."""
+    net = fnn.Serial(fnn.Rbf(units, epsilon=data.gamma**0.5), fnn.Dense(data.classes))
+    centres = {"c": jnp.asarray(data.x[:units])}
+    return net, (centres, net.layers[1].init(jax.random.key(seed), (units,)))
+
+
+def fit(config: Config, net: fnn.Layer, params: Any, x: Any, y: np.ndarray, seed: int) -> Any:
+    """The trained parameters."""
+    # Repeated to one length, training sets of all sizes take the same steps of one compiled program.
+    length = max(*config.digits, *config.plane)
+    state, _ = fnn.train.fit(
+        fnn.Objective(net, fnn.losses.softmax_cross_entropy), optimizer(config.learning_rate, config.steps), params,
+        (np.resize(x, (length, *x.shape[1:])), np.resize(y, length)), epochs=-(-config.steps // -(-length // 64)),
+        batch_size=64, key=jax.random.key(seed), progress=None,
+    )  # fmt: skip
+    return state.params
+
+
+@functools.cache  # one value, so that it is compiled once
+def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """Adam with a learning rate that falls to 0."""
+    return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+
+def learned(net: fnn.Serial, params: Any, data: Task) -> Learned:
+    """A network's predictions, compiled."""
+    return Learned(lambda x: answers(net, params, x), net.multiply_adds(data.x.shape[1:]))
+
+
+@functools.partial(jax.jit, static_argnames="net")
+def answers(net: fnn.Serial, params: Any, x: Any) -> jax.Array:
+    """Class numbers (N,)."""
+    return net.apply(params, x).argmax(1)
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Accuracies and multiplications by size and seed, milliseconds by size, and accuracies by number of units."""
+    numbers: dict[str, Any] = {"sizes": {"digits": config.digits, "plane": config.plane}, "units": config.units}
+    numbers |= {
+        "few units": config.few_units,
+        "accuracy": {},
+        "multiplications": {},
+        "microseconds": {},
+        "by units": {},
+    }
+    for name, sizes in numbers["sizes"].items():
+        tasks = [task(name, config, seed) for seed in range(config.seeds)]
+        x, runs = tasks[0].x_test[:500], {}
+        for model, learn in MODELS.items():
+            made = [[learn(config, data, n, config.units, s) for n in sizes] for s, data in enumerate(tasks)]
+            right = [[accuracy(one, data) for one in row] for row, data in zip(made, tasks, strict=True)]
+            numbers["accuracy"][f"{name}, {model}"] = right
+            numbers["multiplications"][f"{name}, {model}"] = [[one.multiplications for one in row] for row in made]
+            if model in TIMED:
+                runs |= {
+                    f"{model}, {n}": functools.partial(one.predict, x) for n, one in zip(sizes, made[0], strict=True)
+                }
+        seconds = timing.interleave(runs, config.rounds, 0.03, alike=False)
+        for model in TIMED:
+            # The quickest round, not the median: on a busy machine such a short call is mostly waiting.
+            times = [1e6 * seconds[f"{model}, {n}"].min() / len(x) for n in sizes]
+            numbers["microseconds"][f"{name}, {model}"] = times
+        for model in (LEARNED, FIXED):
+            numbers["by units"][f"{name}, {model}"] = [
+                [accuracy(MODELS[model](config, data, max(sizes), units, s), data) for units in config.few_units]
+                for s, data in enumerate(tasks)
+            ]
+    return numbers
+
+
+def accuracy(one: Learned, data: Task) -> float:
+    """On the test examples, in percent."""
+    return float(100 * np.mean(np.asarray(one.predict(data.x_test)) == data.y_test))
+
+
+def judge(numbers: dict[str, Any]) -> list[Check]:
+    """Counts that grow and counts that do not, at like accuracy; measured times; learned features and fixed ones."""
+    right, count, us, by_units = (
+        {key: np.array(values, float) for key, values in numbers[part].items()}
+        for part in ("accuracy", "multiplications", "microseconds", "by units")
+    )
+    names, units = list(numbers["sizes"]), numbers["few units"]
+    largest = {key: values[:, -1] for key, values in right.items()}
+    svm, net = ({name: count[f"{name}, {model}"] for name in names} for model in (SVM, NET))
+    growth = {name: svm[name][:, -1] / svm[name][:, 0] for name in names}
+    fewer = {name: svm[name][:, -1] / net[name][:, -1] for name in names}
+    slower = {name: [us[f"{name}, {model}"][-1] / us[f"{name}, {model}"][0] for model in (SVM, NET)] for name in names}
+    steady = all(bool(np.all(values == values[0, 0])) for key, values in count.items() if SVM not in key)
+    few = [
+        (f"{name}, {n} units", *(by_units[f"{name}, {model}"][:, i] for model in (LEARNED, FIXED)))
+        for name in names for i, n in enumerate(units) if n <= FEW
+    ]  # fmt: skip
+    return [
+        Check(
+            "From the smallest training set to the largest the multiplications for a prediction of the kernel machine "
+            f"grow at least {GROWS['digits']:g} times (digits) and {GROWS['plane']:g} times (plane), for each seed",
+            "; ".join(f"{name}: {spread(growth[name])} times" for name in names),
+            all(bool(np.all(growth[name] >= GROWS[name])) for name in names),
+        ),
+        Check(
+            "Those of the networks are the same for all training sets, and on the largest the relu network's are at "
+            f"least {CHEAPER:g} times fewer than the kernel machine's",
+            "; ".join(f"{name}: {net[name][0, -1]:.0f}, {spread(v)} times fewer" for name, v in fewer.items()),
+            steady and all(bool(np.all(v >= CHEAPER)) for v in fewer.values()),
+        ),
+        Check(
+            f"There the relu network's mean test accuracy is less than {LIKE['digits']:g} points (digits) and "
+            f"{LIKE['plane']:g} point (plane) below the kernel machine's",
+            "; ".join(f"{name}: {spread(largest[f'{name}, {NET}'])} % and {spread(largest[f'{name}, {SVM}'])} %"
+                      for name in names),
+            all(bool(np.mean(largest[f"{name}, {SVM}"] - largest[f"{name}, {NET}"]) < LIKE[name]) for name in names),
+        ),
+        Check(
+            f"Measured, the kernel machine's time grows at least {TIME_GROWS:g} times, the relu network's less than "
+            f"{TIME_STAYS:g} times",
+            "; ".join(f"{name}: {a:.3g} and {b:.3g} times" for name, (a, b) in slower.items()),
+            all(bool(a >= TIME_GROWS and b < TIME_STAYS) for a, b in slower.values()),
+        ),
+        Check(
+            f"With up to {FEW} units, learned centres are more accurate than the same ones held fixed, by more than "
+            "three standard errors of the seeds' differences",
+            "; ".join(f"{name}: {spread(a)} % and {spread(b)} %" for name, a, b in few),
+            all(more(a - b, [0.0]) for _, a, b in few),
+        ),
+    ]  # fmt: skip
+
+
+STYLES = {SVM: ("s-", VERMILION), NET: ("o-", BLUE), LEARNED: ("^-", GREEN), FIXED: ("v--", ORANGE)}
+
+
+def line(axes: Any, x: Any, values: Any, model: str, label: str = "") -> None:
+    """Means and standard deviations of values (seeds, X), or the values (X,)."""
+    values, (style, color) = np.atleast_2d(np.array(values, float)), STYLES[model]
+    axes.errorbar(x, values.mean(0), values.std(0), fmt=style, color=color, capsize=3, label=label or model)
+
+
+def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
+    """A row for each task: accuracy, multiplications and time against the training set; accuracy against units."""
+    with figure(path, 13, 6.6) as fig:
+        grid = fig.subplots(2, 4)
+        for (name, sizes), row in zip(numbers["sizes"].items(), grid, strict=True):
+            for model in MODELS:
+                line(row[0], sizes, numbers["accuracy"][f"{name}, {model}"], model)
+            for model in (SVM, NET):
+                thousands = np.array(numbers["multiplications"][f"{name}, {model}"]) / 1000
+                line(row[1], sizes, thousands, model, "the three networks" if model == NET else model)
+            for model in TIMED:
+                line(row[2], sizes, numbers["microseconds"][f"{name}, {model}"], model)
+            for model in (LEARNED, FIXED):
+                line(row[3], numbers["few units"], numbers["by units"][f"{name}, {model}"], model)
+            title = f"{name.capitalize()}: "
+            row[0].set(title=f"{title}accuracy", xscale="log", ylabel="percent of the test examples")
+            row[1].set(title=f"{title}cost of a prediction", ylabel="thousand multiplications")
+            row[2].set(title=f"{title}time of a prediction", ylabel="microseconds")
+            row[3].set(title=f"{title}fixed or learned centres", xscale="log", ylabel="percent of the test examples")
+            for axes, ticks in ((row[0], sizes), (row[3], numbers["few units"])):
+                axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
+                axes.minorticks_off()
+            for axes in row:
+                axes.set_xlabel("units" if axes is row[3] else "training examples")
+        grid[1, 0].axhline(100 * (1 - NOISE), color="black", linewidth=1, linestyle=":", label="best there can be")
+        for axes in (grid[0, 1], grid[0, 2], grid[0, 3], grid[1, 0]):
+            axes.legend(fontsize=8)
+        fig.suptitle(f"A kernel machine, and three networks of {numbers['units']} units", x=0.01, ha="left")
+
+
+EXPERIMENT = Experiment(
+    name="kernels",
+    claim="A kernel machine's prediction costs more the more examples it has learned from; a network's does not.",
+    source="Goodfellow, Bengio and Courville, Deep Learning (2016), sections 5.7.2 and 6.1; Broomhead and Lowe (1988)",
+    options=Config,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+    smoke={"seeds": 1, "digits": (50, 100), "plane": (50, 100), "units": 4, "few_units": (4,), "steps": 5, "rounds": 1},
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment; returns the exit code."""
+    return EXPERIMENT.run(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,209 @@
+"""Networks that know nothing of images reach the error rates on MNIST that papers report for them.
+
+Relu networks, relu networks with dropout and a bound on the norms of weights, and maxout networks with dropout. The
+last sixth of the training images chooses among some settings of each; the network with these is then trained on all
+training images, from several seeds, and tested once. It takes hours: --resume goes on with what was interrupted.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import optax
+import tyro
+
+import funcnn as fnn
+from experiments.common import networks, record
+from experiments.common.claims import Check, Experiment, MnistOptions, spread
+from experiments.common.figure import BLUE, GRAY, figure
+from experiments.common.training import fit_images, without_test_examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a training is told.
+
+    Attributes:
+        width: units in each of two hidden layers.
+        pieces: of each maxout unit; 1 for relu units.
+        input_dropout, dropout: of the pixels, and of the hidden units.
+        max_norm: the largest norm of a unit's incoming weights, None for no bound.
+        learning_rate: at the start; it falls to 0 by a cosine.
+        momentum: Nesterov's.
+        epochs: times to go through the training images.
+    """
+
+    width: int
+    pieces: int = 1
+    input_dropout: float = 0.0
+    dropout: float = 0.0
+    max_norm: float | None = None
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    epochs: int = 40
+
+    def network(self, classes: int) -> fnn.Serial:
+        """For images as rows of pixels."""
+        hidden = [self.width] * 2
+        if self.pieces == 1:
+            net = networks.mlp(hidden, fnn.Relu(), classes, self.dropout)
+        else:
+            net = networks.maxout(hidden, self.pieces, classes, self.dropout)
+        return fnn.Serial(fnn.Dropout(self.input_dropout), *net.layers) if self.input_dropout else net
+
+    def optimizer(self, steps: int) -> optax.GradientTransformation:
+        """Stochastic gradient descent for so many steps."""
+        rate = optax.cosine_decay_schedule(self.learning_rate, steps)
+        bound = [] if self.max_norm is None else [fnn.train.max_norm(self.max_norm)]
+        return optax.chain(optax.sgd(rate, momentum=self.momentum, nesterov=True), *bound)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A kind of network, what was reported for it, and the settings to choose from."""
+
+    source: str
+    published: float  # percent
+    mark: float  # percent
+    settings: tuple[Settings, ...]
+
+
+def recipes(plain_epochs: int, epochs: int) -> dict[str, Recipe]:
+    """The networks by name."""
+    return {
+        "relu": Recipe(
+            "Simard, Steinkraus and Platt (2003)", 1.6, 1.6,
+            tuple(Settings(800, learning_rate=rate, epochs=plain_epochs) for rate in (0.03, 0.1)),
+        ),
+        "relu, dropout, max-norm": Recipe(
+            "Srivastava et al. (2014)", 1.05, 1.10,
+            tuple(Settings(1024, 1, 0.2, 0.5, norm, 0.1, 0.9, epochs) for norm in (2.0, 3.0)),
+        ),
+        "maxout, dropout": Recipe(
+            "Goodfellow et al. (2013)", 0.94, 1.00,
+            tuple(Settings(240, 5, 0.2, 0.5, norm, 0.1, 0.9, epochs) for norm in (2.0, 3.0)),
+        ),
+    }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(MnistOptions):
+    """Trains permutation-invariant networks on MNIST to the error rates of papers. Takes hours."""
+
+    seeds: int = 3
+    """Trainings of each network on all training images, whose mean test error counts."""
+    plain_epochs: int = 40
+    """Times to go through the training images without dropout."""
+    epochs: int = 200
+    """The same with dropout."""
+    batch_size: int = 128
+    """Images a step."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Keep the trainings that an interrupted run has left in --out, and add those that are missing."""
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """By network: errors of all settings on held-out images, those chosen, and the test errors with them."""
+    data = config.dataset()
+    held_out = without_test_examples(data)
+    done = Trainings(config.out / "mnist_records-trainings.json", config)
+    numbers: dict[str, Any] = {}
+    for name, recipe in recipes(config.plain_epochs, config.epochs).items():
+        tried = [done.error(name, settings, held_out, 0, config) for settings in recipe.settings]
+        chosen = recipe.settings[int(np.argmin([one["error"] for one in tried]))]
+        tests = [done.error(name, chosen, data, seed, config) for seed in range(config.seeds)]
+        numbers[name] = {
+            "published": recipe.published, "source": recipe.source, "mark": recipe.mark,
+            "training images": len(data.x_train), "images that choose": len(held_out.x_test),
+            "test images": len(data.x_test), "tried": tried, "chosen": dataclasses.asdict(chosen), "tests": tests,
+            "test error": [one["error"] for one in tests],
+        }  # fmt: skip
+    return numbers
+
+
+class Trainings:
+    """What was trained, kept in a file after each training."""
+
+    def __init__(self, path: pathlib.Path, config: Config):
+        about = {"batch_size": config.batch_size, "smoke": config.smoke}
+        self.path, self.kept = path, {"about": about, "trainings": []}
+        if config.resume and path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["about"] != about:
+                raise record.UsageError(
+                    f"{path} is of other settings, {kept['about']}, and --resume goes on with the same"
+                )
+            self.kept = kept
+
+    def error(self, name: str, settings: Settings, data: fnn.data.Dataset, seed: int, config: Config) -> dict[str, Any]:
+        """Trains, unless it is done already; the error is that at the end, in percent of the test images given."""
+        what = {"network": name, "seed": seed, "training images": len(data.x_train), **dataclasses.asdict(settings)}
+        for training in self.kept["trainings"]:
+            if what.items() <= training.items():
+                return training
+        steps = settings.epochs * -(-len(data.x_train) // config.batch_size)
+        _, history = fit_images(
+            fnn.Objective(settings.network(data.classes), fnn.losses.softmax_cross_entropy), settings.optimizer(steps),
+            data, epochs=settings.epochs, batch_size=config.batch_size, seed=seed, valid_every=settings.epochs,
+        )  # fmt: skip
+        error = 100 * (1 - history["valid accuracy"][-1])
+        training = {**what, "error": float(f"{error:.6g}"), "seconds": round(float(history["seconds"][-1]), 1)}
+        self.kept["trainings"].append(training)
+        record.write(self.path, self.kept)
+        print(f"{name}, {settings}, {len(data.x_train)} images, seed {seed}: {error:.2f} %", flush=True)
+        return training
+
+
+def judge(numbers: dict[str, Any]) -> list[Check]:
+    """The mean test error of each network is at most its mark."""
+    return [
+        Check(
+            f"{name}: a mean test error of at most {one['mark']:.2f} % ({one['source']}: {one['published']:g} %)",
+            f"{spread(one['test error'])} %",
+            bool(np.mean(np.array(one["test error"], float)) <= one["mark"]),
+        )
+        for name, one in numbers.items()
+    ]
+
+
+def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
+    """Test errors of all seeds beside those published."""
+    with figure(path, 8, 3) as fig:
+        axes = fig.subplots()
+        for place, one in enumerate(numbers.values()):
+            first = place == 0
+            axes.plot(one["test error"], [place] * len(one["test error"]), "o", color=BLUE, fillstyle="none",
+                      label="each seed" if first else None)  # fmt: skip
+            axes.plot(np.mean(one["test error"]), place, "|", color=BLUE, markersize=24, markeredgewidth=3,
+                      label="mean" if first else None)  # fmt: skip
+            axes.plot(one["published"], place, "D", color=GRAY, label="published" if first else None)
+        axes.set_yticks(range(len(numbers)), [f"{name}\n{one['source']}" for name, one in numbers.items()])
+        axes.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="test error in percent")
+        axes.set_title("MNIST without knowledge of images: errors of networks and of their papers")
+        axes.legend(loc="lower right")
+
+
+EXPERIMENT = Experiment(
+    name="mnist_records",
+    claim="Networks that know nothing of images reach the error rates on MNIST that papers report for them.",
+    source="Simard, Steinkraus and Platt (2003); Srivastava et al., Dropout (2014); Goodfellow et al., Maxout Networks "
+    "(2013)",
+    options=Config,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+    smoke={"seeds": 1, "plain_epochs": 1, "epochs": 1},
+    long=True,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment; returns the exit code."""
+    return EXPERIMENT.run(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
