@@ -224,7 +224,8 @@ def judge(numbers: dict[str, Any]) -> list[Check]:
         Check(
             f"Momentum, Adagrad, RMSProp and Adam take fewer steps than SGD to a training loss of {LOSS:g}, by more "
             "than three standard errors",
-            ", ".join(f"{name} {spread(values)}" for name, values in needed.items() if name != FULL),
+            ", ".join(f"{name} {spread(values)}" for name, values in needed.items() if name != FULL)
+            + f"; not by so much: {', '.join(name for name, is_so in faster.items() if not is_so) or 'none'}",
             all(faster.values()),
         )
     )
@@ -253,15 +254,16 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
                 axes.plot(unit * np.array(one["step"], float), loss, f"{marker}-", color=color, label=label,
                           markevery=2, markersize=5)  # fmt: skip
         for axes, unit in zip(panels[0], ("steps", "seconds"), strict=True):
-            axes.axhline(LOSS, color=GRAY, linestyle=":", label=f"loss {LOSS:g}, to which steps are counted")
+            axes.axhline(LOSS, color=GRAY, linestyle=":", label=f"{LOSS:g}: steps are counted to it")
             axes.set(
+                ylim=(1e-3, 60),
                 xscale="log" if unit == "seconds" else "linear",
                 yscale="log",
                 xlabel=unit,
                 ylabel="training loss",
-                title=f"Loss against {unit}",
+                title=f"Loss against {unit} (batches of {BATCH}; gradient descent: all)",
             )
-        panels[0, 0].legend(fontsize=8)
+        panels[0, 0].legend(fontsize=8, ncols=2, loc="upper right")
         sizes = np.array(numbers["examples"], float)
         for axes, what, label in zip(panels[1], ("examples", "seconds"), ("gradients of single examples", "seconds"),
                                      strict=True):  # fmt: skip

@@ -41,7 +41,7 @@ class Config(MnistOptions):
     """Units in each of two hidden layers."""
     epochs: int = 60
     """Times to go through the small set, in batches of 50."""
-    full_epochs: int = 10
+    full_epochs: int = 6
     """Times to go through the full set, in batches of 128."""
     learning_rate: float = 1e-3
     """Adam's, falling to 0 by a cosine."""
@@ -69,7 +69,7 @@ class Regularized:
         loss: of outputs and targets.
         penalty: on the weights.
         augment: random changes to images or labels.
-        stops: whether the parameters of the least loss on held-out images are kept.
+        stops: whether the parameters of the lowest error on held-out images are kept.
     """
 
     net: fnn.Layer
@@ -171,7 +171,7 @@ def fit(
     )  # fmt: skip
     options: dict[str, Any] = {"augment": how.augment, "valid_every": 1 if how.stops else epochs}
     if how.stops:
-        options["early_stopping"] = fnn.train.EarlyStopping(patience=epochs)
+        options["early_stopping"] = fnn.train.EarlyStopping(epochs, monitor="valid accuracy", maximize=True)
     objective = fnn.Objective(how.net, how.loss, how.penalty)
     state, _ = fit_images(objective, optimizer, few, epochs=epochs, batch_size=batch_size, seed=seed, **options)
     parts = {

@@ -139,11 +139,13 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
     with figure(path, 11, 3.8) as fig:
         plane, features, rates = fig.subplots(1, 3, width_ratios=(1, 1, 1.2))
         grid = np.stack(np.meshgrid(np.linspace(-0.5, 1.5, 101), np.linspace(-0.5, 1.5, 101)), axis=-1)
-        params = jax.tree.map(jnp.asarray, best["params"])
+        params = tuple({k: jnp.asarray(leaf) for k, leaf in layer.items()} if layer else () for layer in best["params"])
         surface = np.asarray(network(int(width)).apply(params, jnp.asarray(grid, jnp.float32)))[..., 0]
         plane.contourf(grid[..., 0], grid[..., 1], surface, levels=[-9, 0.5, 9], colors=["#F6E3BF", "#CFE2F0"])
         plane.contour(grid[..., 0], grid[..., 1], surface, levels=[0.5], colors="black", linewidths=1)
         hidden = np.array(best["hidden"])
+        if len(np.unique(hidden.round(2), axis=0)) < len(X):
+            features.text(0.97, 0.97, "some of the four coincide", transform=features.transAxes, ha="right", va="top")
         marks = {0: ("o", ORANGE), 1: ("s", BLUE)}
         for (a, b), h, target in zip(X, hidden, Y.ravel().astype(int), strict=True):
             marker, color = marks[target]

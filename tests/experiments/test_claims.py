@@ -19,7 +19,8 @@ RECORDS = {one["name"]: one for one in gallery.recorded(gallery.RECORDS)}
 each = pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS.keys())
 
 # Made-up numbers: where in the recorded ones, what instead, and which of the checks has to fail then.
-WRONG: dict[str, list[tuple[tuple[Any, ...], Any, int]]] = {
+MadeUp = dict[str, list[tuple[tuple[Any, ...], Any, int]]]
+WRONG: MadeUp = {
     "xor": [
         (("linear", "outputs"), [0.5, 0.5, 0.5, 0.502], 0),
         (("logistic", "outputs"), [0.1, 0.9, 0.9, 0.1], 0),
@@ -78,11 +79,103 @@ WRONG: dict[str, list[tuple[tuple[Any, ...], Any, int]]] = {
         (("built", "wiggly"), [0.5, 0.1, 0.2, 0.1, 0.05, 0.01], 1),
         (("trained", "wiggly, sigmoid"), [0.5, 0.5, 0.4, 0.4, 0.4, 0.3, 0.3, 0.2], 2),
     ],
+    "features": [
+        (("between",), [[0.42, 0.6, 0.6, 0.75, 0.79], [0.42, 0.6, 0.61, 0.75, 0.79], [0.42, 0.61, 0.6, 0.75, 0.79]], 0),
+        (("before training", "between"), [[0.42, 0.44, 0.45, 0.46, 0.47]] * 5, 1),
+        (("in the plane",), [[60.0, 65.0, 66.0, 65.0, last] for last in (60.0, 61.0, 59.0)], 2),
+        (("before training", "purity"), [[60.0, 60.0, 60.0, 85.0], [60.0, 60.0, 60.0, 84.0]], 3),
+        (("own average", "linear, no weight decay"), [10, 10, 9, 10, 10], 4),
+        (("likeness", "linear, weight decay"), [0.44, 0.43, 0.45, 0.44, 0.43], 5),
+    ],
+    "kernels": [
+        (("multiplications", "digits, kernel machine"), [[5000, 9000, 12000, 14000]] * 5, 0),
+        (("multiplications", "plane, kernel machine"), [[200, 400, 800, 1900]] * 5, 0),
+        (("multiplications", "plane, relu network"), [[256, 256, 256, 512]] * 5, 1),
+        (("multiplications", "digits, relu network"), [[9000, 9000, 9000, 9000]] * 5, 1),
+        (("accuracy", "digits, relu network"), [[87.0, 93.0, 96.0, 97.0]] * 5, 2),
+        (("accuracy", "plane, relu network"), [[78.0, 85.0, 86.0, 87.5]] * 5, 2),
+        (("microseconds", "plane, kernel machine"), [10.0, 15.0, 20.0, 25.0], 3),
+        (("microseconds", "digits, relu network"), [1.0, 1.2, 1.5, 2.5], 3),
+        (
+            ("by units", "plane, RBF, learned centres"),
+            [[at_4, 79.0, 88.0] for at_4 in (67.0, 66.0, 68.0, 67.0, 66.0)],
+            4,
+        ),
+    ],
+    "optimizers": [
+        (("cost", "gradient descent", "32768", "examples"), [1e5] * 5, 0),
+        (("cost", "SGD", "32768", "examples"), [4e4] * 5, 0),
+        (("cost", "SGD", "512", "examples"), ["inf"] * 5, 0),
+        (("cost", "gradient descent", "32768", "seconds"), [0.2] * 5, 1),
+        (("cost", "SGD", "32768", "seconds"), [0.5] * 5, 1),
+        (("curves", "Adam", "needed"), [520.0, 530.0, 510.0, 540.0, 525.0] * 2, 2),
+        (("curves", "SGD", "needed"), ["inf"] * 10, 2),
+        (("curves", "Adagrad", "best"), 0, 3),
+        (("cost", "SGD", "2048", "best"), 2, 3),
+    ],
+    "initialization": [
+        (("bias 0.1", "0", "unequal"), [0.0, 0.0, 2e-4, 0.0, 0.0], 0),
+        (("bias 0", "1", "unequal"), [0.0, 1.6, 1.6, 1.6, 1.6], 0),
+        (("bias 0", "0", "loss"), [[2.3026, 2.25]] * 5, 1),
+        (("bias 0", "0.7071", "accuracy"), [89.0, 90.0, 90.5, 89.5, 90.0], 2),
+        (("bias 0", "1", "learning rate"), 0.3, 2),
+        (("bias 0", "0.0625", "accuracy"), [50.0, 60.0, 50.0, 50.0, 50.0], 3),
+        (("bias 0", "16", "accuracy"), [95.0] * 5, 3),
+        (("bias 0.1", "1", "alive"), [94.0, 94.5, 94.2, 94.3, 94.1], 4),
+        (("bias 0.1", "1", "accuracy"), [97.0, 98.0, 97.5, 97.0, 98.0], 5),
+    ],
+    "vanishing_gradients": [
+        (("measured", "relu, He"), [[0.1 * i for i in range(100)]] * 3, 0),
+        (("predicted", "tanh, small"), [0.0] * 100, 0),
+        (("measured", "sigmoid, Glorot"), [[-1.1 * i for i in range(100)]] * 3, 1),
+        (("accuracy", "relu, He", "5"), [40.0, 45.0, 50.0], 2),
+        (("accuracy", "sigmoid, small", "30"), [50.0, 60.0, 50.0], 3),
+    ],
+    "wide_and_regularized": [
+        (("plain", "1000", "train"), [1.0, 2.0, 1.0, 1.0, 1.0], 0),
+        (("plain", "1000", "test"), [11.0, 12.0, 11.0, 10.0, 11.0], 0),
+        (("plain", "32", "test"), [11.0, 12.0, 11.0, 10.0, 11.0], 1),
+        (("regularized", "64", "test"), [5.0, 5.1, 5.2, 5.0, 5.0], 2),
+    ],
+    "maxout": [
+        (("relu differs", "gradient of w"), 1, 0),
+        (("curves", "$x^2$", "4", "error"), 1e-3, 1),
+        (("curves", "$-x^2$", "6", "error"), 1e-3, 2),
+        (("errors", "relu"), [1.0, 1.1, 1.2], 3),
+        (("parameters", "relu"), 1000, 3),
+        (("errors", "relu, dropout"), [1.0, 1.1, 1.2], 4),
+    ],
+    "depth_generalizes": [
+        (("1", "test error"), [[1.0] * 15] * 3, 0),
+        (("4", "parameters"), 100_000, 0),
+        (("8", "test error"), [[5.0] * 15] * 3, 1),
+        (("8", "test loss"), [[0.1, *[0.2] * 14]] * 3, 2),
+    ],
+    "regularizers": [
+        (("small", "dropout", "test"), [9.5, 9.4, 9.3, 9.2, 9.8], 0),
+        (("small", "label smoothing", "test"), [3.0, 3.1, 3.2, 3.1, 3.0], 1),
+        (("small", "rotations", "test"), [9.5, 9.4, 9.3, 9.2, 9.8], 1),
+        (("full", "none", "test"), [9.5, 9.4], 2),
+    ],
     "mean_and_median": [
         (("learned", "squared error", "center"), [[0.0] * 191], 0),
         (("learned", "absolute error", "center"), [[0.0] * 191], 1),
         (("learned", "Gaussian likelihood", "spread"), [[1.0] * 191], 2),
         (("learned", "Laplace likelihood", "spread"), [[1.0] * 191], 3),
+    ],
+}
+# The same for checks that do not hold: what would have had to be seen.
+RIGHT: MadeUp = {
+    "optimizers": [(("curves", "SGD", "needed"), [800.0, 810.0, 820.0, 830.0, 840.0] * 2, 2)],
+    "initialization": [(("bias 0.1", "1", "alive"), [99.0, 99.1, 99.2, 99.3, 99.4], 4)],
+    "maxout": [
+        (("errors", "maxout, 2 pieces"), [1.0, 1.01, 1.02], 3),
+        (("errors", "maxout, 5 pieces, dropout"), [1.0, 1.01, 1.02], 4),
+    ],
+    "depth_generalizes": [
+        (("2", "test error"), [[1.0] * 15, [1.1] * 15, [1.2] * 15], 0),
+        (("8", "test error"), [[1.0] * 15, [1.1] * 15, [1.2] * 15], 1),
+        (("8", "test loss"), [[0.2] * 14 + [0.01]] * 3, 2),
     ],
 }
 
@@ -113,18 +206,19 @@ def test_the_verdict_follows_from_the_recorded_numbers(experiment: Experiment) -
 
 @each
 def test_made_up_numbers_change_the_verdict(experiment: Experiment) -> None:
-    wrong = WRONG[experiment.name]
-    assert {index for _, _, index in wrong} == set(range(len(RECORDS[experiment.name]["checks"]))), (
-        "each check fails once"
-    )
-    for path, value, index in wrong:
-        numbers = copy.deepcopy(RECORDS[experiment.name]["numbers"])
-        at = numbers
-        for name in path[:-1]:
-            at = at[name]
-        assert path[-1] in at
-        at[path[-1]] = value
-        assert not experiment.judge(numbers)[index].holds, path
+    wrong, right = WRONG[experiment.name], RIGHT.get(experiment.name, [])
+    checks = RECORDS[experiment.name]["checks"]
+    assert {index for *_, index in wrong} == set(range(len(checks))), "each check fails once"
+    assert {index for *_, index in right} >= {i for i, check in enumerate(checks) if not check["holds"]}, "... or holds"
+    for made_up, holds in ((wrong, False), (right, True)):
+        for path, value, index in made_up:
+            numbers = copy.deepcopy(RECORDS[experiment.name]["numbers"])
+            at = numbers
+            for name in path[:-1]:
+                at = at[name]
+            assert path[-1] in at
+            at[path[-1]] = value
+            assert experiment.judge(numbers)[index].holds == holds, path
 
 
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - {"stable_softmax"}))  # which records sizes, see below
