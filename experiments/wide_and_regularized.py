@@ -109,7 +109,7 @@ def train(config: Config, width: int, data: Sequence[dict[str, Any]]) -> list[di
 def wrong_percent(net: fnn.Layer, params: Any, batch: Any) -> np.ndarray:
     """Errors of the networks of all strengths, (strengths,)."""
     logits = jax.vmap(jax.vmap(net.apply, (0, None)), (0, None))(params, batch[0])  # strengths, one seed
-    return 100 * np.mean(np.argmax(logits, axis=-1) != batch[1], axis=-1)[:, 0]
+    return 100 * np.mean(np.asarray(logits).argmax(axis=-1) != batch[1], axis=-1)[:, 0]
 
 
 def judge(numbers: dict[str, Any]) -> list[Check]:

@@ -109,8 +109,10 @@ def test_one_bad_step_is_enough_to_disagree(field: str, bad: float) -> None:
 
 
 def test_a_record_is_json_whatever_was_measured(tmp_path: pathlib.Path) -> None:
-    record.write(tmp_path / "r.json", {"a": float("nan"), "b": np.float32(0.5), "c": np.arange(2), "d": (None, True)})
-    assert json.loads((tmp_path / "r.json").read_text()) == {"a": "nan", "b": 0.5, "c": [0, 1], "d": [None, True]}
+    arrays = {"b": np.float32(0.5), "c": np.arange(2), "d": jax.numpy.arange(2), "e": jax.numpy.float32(0.5)}
+    record.write(tmp_path / "r.json", {"a": float("nan"), **arrays, "f": (None, True)})
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found == {"a": "nan", "b": 0.5, "c": [0, 1], "d": [0, 1], "e": 0.5, "f": [None, True]}
 
 
 def test_a_record_names_no_directory_of_the_machine() -> None:

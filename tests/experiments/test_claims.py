@@ -262,9 +262,14 @@ def test_all_writes_the_page(tmp_path: pathlib.Path, capsys: pytest.CaptureFixtu
     assert gallery.run(["--only", "two_class_softmax", "--smoke", "--out", str(tmp_path)]) in (0, 1)
     page = (tmp_path / "gallery.md").read_text()
     assert "## two_class_softmax" in page and "![" in page and "./two_class_softmax.png" in page
-    with pytest.raises(SystemExit):
-        gallery.run(["--only", "perceptron"])
-    assert "got 'perceptron'" in capsys.readouterr().err
+    for argv, said in (
+        (["--only", "perceptron"], "got 'perceptron'"),
+        (["--data-dir", "/there/is/none"], "/there/is/none"),
+    ):
+        with pytest.raises(SystemExit):
+            gallery.run([*argv, "--out", str(tmp_path / "none")])
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()  # it is told before the first one runs
 
 
 def test_spread_and_more() -> None:

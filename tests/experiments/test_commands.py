@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 
-from experiments import backprop_vs_autodiff, kfac_autoencoder, learning_rules, mixed_precision, step_cost
+from experiments import (
+    backprop_vs_autodiff,
+    depth_generalizes,
+    kfac_autoencoder,
+    learning_rules,
+    maxout,
+    mixed_precision,
+    regularizers,
+    step_cost,
+    wide_and_regularized,
+)
 from experiments.benchmarks import accelerator, linear_cross_entropy, memory, overheads, peers, quantities, scaling
 
 # Options that no run can have, and what the error says of each.
@@ -28,6 +38,14 @@ COMMANDS: dict[Any, dict[str, str]] = {
         "--data mnist --data-dir /there/is/none": "/there/is/none",
     },
     mixed_precision: {"--epochs 0": "--epochs", "--data mnist --data-dir /there/is/none": "/there/is/none"},
+    depth_generalizes: {"--parameters 0": "--parameters", "--data-dir /there/is/none": "/there/is/none"},
+    maxout: {"--dropout nan": "--dropout", "--data-dir /there/is/none": "/there/is/none"},
+    regularizers: {
+        "--only l3": "'l3'",
+        "--strengths 3": "--strengths",
+        "--data-dir /there/is/none": "/there/is/none",
+    },
+    wide_and_regularized: {"--examples 900": "--examples", "--wrong 1": "--wrong"},
     step_cost: {"--rounds 0": "--rounds", "--only lstm": "'lstm'", "--dtypes": "--dtypes"},
     accelerator: {"--rounds 0": "--rounds", "--parts": "--parts"},
     linear_cross_entropy: {"--chunks 4 0": "--chunks", "--rounds 0": "--rounds"},
