@@ -19,6 +19,7 @@ from sklearn.svm import SVC
 
 import funcnn as fnn
 from experiments.common import measure as timing
+from experiments.common import record
 from experiments.common.claims import Check, Experiment, Options, more, spread
 from experiments.common.figure import BLUE, GREEN, ORANGE, VERMILION, figure
 
@@ -54,6 +55,12 @@ class Config(Options):
     """The kernel machine's price of a margin violation."""
     rounds: int = 15
     """Of timing, of which the quickest counts."""
+
+    def check(self) -> None:
+        """Raises UsageError where there are fewer examples than units, whose centres they are."""
+        super().check()
+        if self.units > (least := min(*self.digits, *self.plane)):
+            raise record.UsageError(f"--units is at most the smallest training set, {least}, got {self.units}")
 
 
 class Task(NamedTuple):

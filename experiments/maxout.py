@@ -117,7 +117,7 @@ def fit_units(config: Config, pieces: int) -> dict[str, dict[str, Any]]:
             objective, optimizer, init, (X, target(X)), epochs=config.fit_steps, batch_size=len(X), shuffle=False,
             strategy="vmap", seeds=STARTS, progress=None,
         )  # fmt: skip
-        curves = jax.vmap(net.apply, (0, None))(many.state.params, X)[..., 0]
+        curves = jax.vmap(net.apply, (0, None))(many.state.params, jnp.asarray(X))[..., 0]
         errors = jnp.mean(jnp.square(curves - target(X)[:, 0]), axis=1)
         best = int(jnp.argmin(errors))
         found[name] = {"error": float(errors[best]), "curve": np.asarray(curves[best])}

@@ -145,7 +145,7 @@ def on_all(config: Config, data: fnn.data.Dataset, method: Method, strengths: Se
     optimizer = adam(config, n - held_out, 128, config.full_epochs)
 
     def error(strength: float) -> float:
-        return fit(method(strength), optimizer, data, *split, 128, config.full_epochs, 0)["held out"]
+        return fit(method(strength), optimizer, data, split[0], split[1], 128, config.full_epochs, 0)["held out"]
 
     best = min(strengths, key=error) if len(strengths) > 1 else strengths[0]
     chosen = method(best)

@@ -93,9 +93,7 @@ def squares(net: fnn.Serial, unit: Any, stddev: jax.Array, batch: Any) -> jax.Ar
     return jnp.stack([jnp.mean(jnp.square(entry.dy)) for entry in dense[-2::-1]])
 
 
-def predicted(
-    activation: fnn.Layer, stddev: Callable[[int], float], x: jax.Array, width: int, depth: int
-) -> np.ndarray:
+def predicted(activation: fnn.Layer, stddev: Callable[[int], float], x: Any, width: int, depth: int) -> np.ndarray:
     """log10 of delta^2 over that of the last layer, as `deltas` has it: the sum of log10 chi of the layers between."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(200)  # an even number: none at the kink
     variance, chis = width * stddev(width) ** 2, []

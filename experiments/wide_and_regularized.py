@@ -79,7 +79,7 @@ def train(config: Config, width: int, data: Sequence[dict[str, Any]]) -> list[di
     net = fnn.Serial(fnn.Dense(width), fnn.Relu(), fnn.Dense(10))
     strengths = (0.0, *config.strengths)
 
-    def objective(strength: jax.Array) -> fnn.Objective:
+    def objective(strength: float) -> fnn.Objective:
         return fnn.Objective(net, fnn.losses.softmax_cross_entropy, fnn.penalties.l2(strength))
 
     def init(key: jax.Array) -> Any:

@@ -8,6 +8,7 @@ import pytest
 from experiments import (
     backprop_vs_autodiff,
     depth_generalizes,
+    kernels,
     kfac_autoencoder,
     learning_rules,
     maxout,
@@ -39,6 +40,7 @@ COMMANDS: dict[Any, dict[str, str]] = {
     },
     mixed_precision: {"--epochs 0": "--epochs", "--data mnist --data-dir /there/is/none": "/there/is/none"},
     depth_generalizes: {"--parameters 0": "--parameters", "--data-dir /there/is/none": "/there/is/none"},
+    kernels: {"--units 76": "--units", "--rounds 0": "--rounds"},
     maxout: {"--dropout nan": "--dropout", "--data-dir /there/is/none": "/there/is/none"},
     regularizers: {
         "--only l3": "'l3'",
