@@ -236,14 +236,14 @@ def by_definition(objective: fnn.Objective, params: Any, batch: Any, **noise: An
     """
     net = objective.net if isinstance(objective.net, fnn.Serial) else fnn.Serial(objective.net)
     params = params if isinstance(objective.net, fnn.Serial) else (params,)
-    m, values = dense.shares(batch), [batch[0]]
+    m, values, train = dense.shares(batch), [batch[0]], noise.get("train", False)
     keys = [fold(noise.get("key"), i) for i in range(len(net.layers))]
     for layer, p, key in zip(net.layers, params, keys, strict=True):
-        values.append(layer.apply(p, values[-1], **noise | {"key": key}))
+        values.append(layer.apply(p, values[-1], key=key, train=train))
     g = jnp.einsum("n,nkl->kl", m, dense.loss_hessians(objective, values[-1], batch[1]))
     found = []
     for layer, p, x, key in zip(net.layers[::-1], params[::-1], values[-2::-1], keys[::-1], strict=True):
-        j, j_x = jax.jacrev(lambda *a, f=layer.apply, key=key: f(*a, **noise | {"key": key}), (0, 1))(p, x)
+        j, j_x = jax.jacrev(lambda *a, f=layer.apply, key=key: f(*a, key=key, train=train), (0, 1))(p, x)
         j = {leaf: array.reshape(len(x), len(g), -1) for leaf, array in j.items()} if p else {}
         activity = {"w": x[:, None]}
         if "c" in j:
