@@ -205,8 +205,8 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
         pieces = [int(p) for p in curves]
         error.plot(pieces, [best_of_lines(p) for p in pieces], "k--", linewidth=1, label="best lines for $x^2$")
         error.set(yscale="log", title="Convex shapes only", xlabel="pieces", ylabel="mean squared error", xticks=pieces)
-        error.set_ylim(bottom=2e-10)
-        error.legend(loc="lower left", fontsize=9)
+        error.set_ylim(bottom=2e-9)
+        error.legend(loc="center right", bbox_to_anchor=(1, 0.38), fontsize=9)
         names = list(numbers["errors"])
         values = [np.array(numbers["errors"][name], float) for name in names]
         for place, (name, one) in enumerate(zip(names, values, strict=True)):
@@ -214,8 +214,9 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
             mnist.plot(one, [place] * len(one), "o", color=color, fillstyle="none")
             mnist.plot(one.mean(), place, "|", color=color, markersize=22, markeredgewidth=3)
         mnist.set_yticks(range(len(names)), names)
-        mnist.invert_yaxis()
-        mnist.set(title="MNIST, equal numbers of parameters", xlabel="test error in percent (bar: mean)")
+        mnist.set(
+            title="MNIST, at equal size", ylim=(len(names) - 0.4, -0.6), xlabel="test error in percent (bar: mean)"
+        )
 
 
 EXPERIMENT = Experiment(
