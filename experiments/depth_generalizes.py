@@ -1,10 +1,12 @@
 """At equal numbers of parameters deeper networks generalize better, and wide shallow ones overfit sooner.
 
 Relu networks of 1 to 8 hidden layers, as wide as the number of parameters allows, are trained on MNIST with a constant
-learning rate, past the epoch where the test loss is least.
+learning rate, past the epoch where the test loss is least. Each depth has the learning rate that is best for it, on
+training images that are held out.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +18,9 @@ import funcnn as fnn
 from experiments.common import networks
 from experiments.common.claims import Check, Experiment, MnistOptions, more, spread
 from experiments.common.figure import BLUE, GRAY, VERMILION, figure
-from experiments.common.training import fit_images, parameters
+from experiments.common.training import fit_images, parameters, without_test_examples
 
+adam = functools.cache(optax.adam)  # one value for each learning rate, so that trainings share a compiled program
 LAST = 5  # epochs at the end, over which the test error is averaged: with a constant learning rate it goes up and down
 
 
@@ -35,29 +38,40 @@ class Config(MnistOptions):
     """Times to go through the training images."""
     batch_size: int = 128
     """Images a step."""
-    learning_rate: float = 1e-3
-    """Adam's."""
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Adam's, to choose from."""
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """By depth: width, parameters, and errors and losses of all epochs, (seeds, epochs)."""
+    """By depth: width, parameters, learning rate, and errors and losses of all epochs, (seeds, epochs)."""
     data = config.dataset()
+    held_out = without_test_examples(data)
     inputs, numbers = data.x_train[0].size, {}
     for depth in config.depths:
         width = equal_width(config.parameters, inputs, data.classes, depth)
         net = networks.mlp([width] * depth, fnn.Relu(), data.classes)
-        objective, optimizer = fnn.Objective(net, fnn.losses.softmax_cross_entropy), optax.adam(config.learning_rate)
-        histories = [
-            fit_images(objective, optimizer, data, epochs=config.epochs, batch_size=config.batch_size, seed=seed)[1]
-            for seed in range(config.seeds)
-        ]
+        tried = {rate: train(config, net, held_out, rate, 0) for rate in config.learning_rates}
+        rates = {rate: last_errors([history["test error"]])[0] for rate, history in tried.items()}
+        best = min(rates, key=lambda rate: np.nan_to_num(rates[rate], nan=np.inf))
+        histories = [train(config, net, data, best, seed) for seed in range(config.seeds)]
         numbers[str(depth)] = {
-            "width": width, "parameters": parameters(net, inputs),
-            "test error": [100 * (1 - history["valid accuracy"]) for history in histories],
-            "test loss": [history["valid loss"] for history in histories],
-            "training loss": [history["loss"] for history in histories],
+            "width": width, "parameters": parameters(net, inputs), "learning rate": best,
+            "held-out error by learning rate": rates, **{name: [h[name] for h in histories] for name in histories[0]},
         }  # fmt: skip
     return numbers
+
+
+def train(config: Config, net: fnn.Layer, data: fnn.data.Dataset, rate: float, seed: int) -> dict[str, np.ndarray]:
+    """Errors in percent and losses of all epochs, (epochs,)."""
+    objective = fnn.Objective(net, fnn.losses.softmax_cross_entropy)
+    history = fit_images(objective, adam(rate), data, epochs=config.epochs, batch_size=config.batch_size, seed=seed)[1]
+    error = 100 * (1 - history["valid accuracy"])
+    return {"test error": error, "test loss": history["valid loss"], "training loss": history["loss"]}
+
+
+def last_errors(errors: Any) -> np.ndarray:
+    """The mean error of the last epochs of each training."""
+    return np.array(errors, float)[:, -LAST:].mean(axis=1)
 
 
 def equal_width(size: int, inputs: int, classes: int, depth: int) -> int:
@@ -69,7 +83,7 @@ def equal_width(size: int, inputs: int, classes: int, depth: int) -> int:
 
 def judge(numbers: dict[str, Any]) -> list[Check]:
     """Errors at the end and the epochs of the least test loss, of one layer and of more."""
-    errors = {depth: np.array(one["test error"], float)[:, -LAST:].mean(axis=1) for depth, one in numbers.items()}
+    errors = {depth: last_errors(one["test error"]) for depth, one in numbers.items()}
     turns = {depth: turn(one["test loss"]) for depth, one in numbers.items()}
     shallow, deep = min(numbers, key=int), max(numbers, key=int)
     best = min((d for d in numbers if d != shallow), key=lambda depth: np.nan_to_num(errors[depth], nan=np.inf).mean())
@@ -105,7 +119,7 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
     with figure(path, 11, 4) as fig:
         by_depth, by_epoch, turning = fig.subplots(1, 3, width_ratios=(1, 1.2, 1))
         places, depths = range(len(numbers)), list(numbers)
-        errors = [np.array(one["test error"], float)[:, -LAST:].mean(axis=1) for one in numbers.values()]
+        errors = [last_errors(one["test error"]) for one in numbers.values()]
         turns = [turn(one["test loss"]) for one in numbers.values()]
         for axes, values in ((by_depth, errors), (turning, turns)):
             for place, one in zip(places, values, strict=True):
@@ -135,7 +149,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     judge=judge,
     draw=draw,
-    smoke={"seeds": 1, "depths": (1, 2), "parameters": 1000, "epochs": 2},
+    smoke={"seeds": 1, "depths": (1, 2), "parameters": 1000, "epochs": 1, "learning_rates": (1e-3,)},
 )
 
 

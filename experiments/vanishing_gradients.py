@@ -81,6 +81,7 @@ def deltas(config: Config, activation: fnn.Layer, stddev: float, batch: Any) -> 
         found = [
             squares(net, net.init(jax.random.key(i), batch[0].shape[1:]), stddev, batch) for i in range(config.seeds)
         ]
+    with np.errstate(divide="ignore"):  # narrow networks of relu units may be dead: a delta of 0 is 10^-inf
         return np.log10(np.array(found))
 
 

@@ -57,14 +57,19 @@ def environment() -> dict[str, Any]:
 
 
 def command(module: str, argv: Sequence[str] | None) -> str:
-    """The command that runs the experiment again; directories are the reader's own, and left out."""
+    """The command that runs the experiment again. Directories are the reader's own: DIR for data, others left out."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for option in ("--out", "--out-dir", "--data-dir"):
-        while option in words:
-            at = words.index(option)
-            del words[at : at + 2]
-    words = [word for word in words if not word.startswith(("--out=", "--out-dir=", "--data-dir="))]
-    return " ".join(["python -m", module, *words])
+    shown: list[str] = []
+    while words:
+        word = words.pop(0)
+        option, equals, _ = word.partition("=")
+        if option in ("--out", "--out-dir", "--data-dir"):
+            if not equals:
+                words.pop(0)
+            shown += ["--data-dir", "DIR"] if option == "--data-dir" else []
+        else:
+            shown.append(word)
+    return " ".join(["python -m", module, *shown])
 
 
 def write(path: pathlib.Path, record: dict[str, Any]) -> None:
@@ -85,7 +90,9 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else str(value)
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise TypeError(f"a record holds numbers, words, lists, dicts and dataclasses of them, got {type(value)}: {value}")
 
 
 def _version(package: str) -> str | None:

@@ -113,8 +113,12 @@ def test_a_record_is_json_whatever_was_measured(tmp_path: pathlib.Path) -> None:
     record.write(tmp_path / "r.json", {"a": float("nan"), **arrays, "f": (None, True)})
     found = json.loads((tmp_path / "r.json").read_text())
     assert found == {"a": "nan", "b": 0.5, "c": [0, 1], "d": [0, 1], "e": 0.5, "f": [None, True]}
+    with pytest.raises(TypeError, match="object"):
+        record.write(tmp_path / "r.json", {"a": [object()]})
 
 
 def test_a_record_names_no_directory_of_the_machine() -> None:
-    words = ["--out", "/there", "--epochs", "3", "--data-dir=/here", "--out-dir", "x", "--smoke"]
-    assert record.command("experiments.a", words) == "python -m experiments.a --epochs 3 --smoke"
+    words = ["--out", "/there", "--epochs=3", "--data-dir=/here", "--out-dir", "x", "--smoke"]
+    assert record.command("experiments.a", words) == "python -m experiments.a --epochs=3 --data-dir DIR --smoke"
+    words = ["--data-dir", "/here", "--epochs", "3"]
+    assert record.command("experiments.a", words) == "python -m experiments.a --data-dir DIR --epochs 3"
