@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import tyro
 
 import experiments
@@ -87,6 +88,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     for name in chosen:
         began = time.perf_counter()
         codes.append(known[name].run([*options, *(where if on_mnist(known[name]) else [])]))
+        jax.clear_caches()  # thousands of compiled programs are more pieces of memory than Linux gives to one process
         print(f"--- {name}: {time.perf_counter() - began:.0f} s\n", flush=True)
     (config.out / "gallery.md").write_text(page(recorded(config.out), "."), encoding="utf-8")
     print(f"Page: {config.out / 'gallery.md'}")

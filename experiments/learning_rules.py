@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = recorded(path, settings) if config.resume else []
     if config.tune:
         data = without_test_examples(data)
-    command = record.command("experiments.learning_rules", argv).replace(" --resume", "")
+    command = record.command("experiments.learning_rules", argv)
     about = {"command": command, **record.environment(), "config": settings}
     console = record.console()
     published = config.data == "mnist" and not config.tune

@@ -57,7 +57,7 @@ def environment() -> dict[str, Any]:
 
 
 def command(module: str, argv: Sequence[str] | None) -> str:
-    """The command that runs the experiment again. Directories are the reader's own: DIR for data, others left out."""
+    """The command that runs the experiment again, as a whole. Directories are the reader's own: DIR for data."""
     words = list(sys.argv[1:] if argv is None else argv)
     shown: list[str] = []
     while words:
@@ -67,7 +67,7 @@ def command(module: str, argv: Sequence[str] | None) -> str:
             if not equals:
                 words.pop(0)
             shown += ["--data-dir", "DIR"] if option == "--data-dir" else []
-        else:
+        elif word != "--resume":
             shown.append(word)
     return " ".join(["python -m", module, *shown])
 

@@ -118,7 +118,7 @@ def test_a_record_is_json_whatever_was_measured(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_record_names_no_directory_of_the_machine() -> None:
-    words = ["--out", "/there", "--epochs=3", "--data-dir=/here", "--out-dir", "x", "--smoke"]
+    words = ["--out", "/there", "--epochs=3", "--data-dir=/here", "--out-dir", "x", "--resume", "--smoke"]
     assert record.command("experiments.a", words) == "python -m experiments.a --epochs=3 --data-dir DIR --smoke"
     words = ["--data-dir", "/here", "--epochs", "3"]
     assert record.command("experiments.a", words) == "python -m experiments.a --data-dir DIR --epochs 3"
