@@ -207,6 +207,7 @@ def test_hessian_diagonal(name: str, key: jax.Array, rng: np.random.Generator):
     all_close(got, want, name)
 
 
+@pytest.mark.once
 @fewer
 @given(net=noisy(depth=1), loss=LOSSES, seed=SEEDS)
 def test_hessian_diagonal_of_random_networks_in_training(net: fnn.Layer, loss: fnn.losses.Loss, seed: int):

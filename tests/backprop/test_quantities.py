@@ -97,6 +97,7 @@ def test_examples(name: str, weights: bool, key: jax.Array, rng: np.random.Gener
     all_close(got, want, name)
 
 
+@pytest.mark.once
 @fewer
 @given(net=noisy(depth=1), loss=LOSSES, seed=SEEDS)
 def test_examples_of_random_networks_in_training(net: fnn.Layer, loss: fnn.losses.Loss, seed: int):
@@ -130,6 +131,7 @@ def test_gauss_newton(name: str, key: jax.Array, rng: np.random.Generator):
     all_close(got, want, name)
 
 
+@pytest.mark.once
 @fewer
 @given(net=noisy(depth=1), loss=LOSSES, seed=SEEDS)
 def test_curvature_of_random_networks_in_training(net: fnn.Layer, loss: fnn.losses.Loss, seed: int):

@@ -201,6 +201,7 @@ def test_there_are_mutants_enough() -> None:
 DRAWS = 1000
 
 
+@pytest.mark.once
 @each_network
 def test_every_correct_rule_passes_a_thousand_draws(problem: NetworkProblem, rng: np.random.Generator) -> None:
     train, key = True, jax.random.key(int(rng.integers(2**31)))
