@@ -10,7 +10,6 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -116,8 +115,8 @@ def measure(config: Config) -> dict[str, Any]:
     done = Trainings(config.out / "mnist_records-trainings.json", config)
     numbers: dict[str, Any] = {}
     for name, recipe in recipes(config.plain_epochs, config.epochs).items():
-        few = [replace(one, epochs=min(one.epochs, config.choosing_epochs)) for one in recipe.settings]
-        tried = [done.error(name, settings, held_out, 0) for settings in few]
+        shorter = [dataclasses.replace(one, epochs=min(one.epochs, config.choosing_epochs)) for one in recipe.settings]
+        tried = [done.error(name, settings, held_out, 0) for settings in shorter]
         chosen = recipe.settings[int(np.argmin([one["error"] for one in tried]))]
         tests = [done.error(name, chosen, data, seed) for seed in range(config.seeds)]
         numbers[name] = {

@@ -57,7 +57,10 @@ def environment() -> dict[str, Any]:
 
 
 def command(module: str, argv: Sequence[str] | None) -> str:
-    """The command that runs the experiment again, as a whole. Directories are the reader's own: DIR for data."""
+    """The command that runs the experiment again, from the start: without --resume.
+
+    Directories are the reader's own: that of the data is called DIR, those of results are left out.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     shown: list[str] = []
     while words:
