@@ -83,11 +83,11 @@ def recipes(plain_epochs: int, epochs: int) -> dict[str, Recipe]:
         ),
         "relu, dropout, max-norm": Recipe(
             "Srivastava et al. (2014)", 1.05, 1.10,
-            tuple(Settings(1024, 1, 0.2, 0.5, norm, 0.2, 0.9, 256, epochs) for norm in (1.0, 2.0)),
+            tuple(Settings(1024, 1, 0.2, 0.5, norm, 0.2, 0.9, 256, epochs) for norm in (0.8, 1.0, 2.0)),
         ),
         "maxout, dropout": Recipe(
             "Goodfellow et al. (2013)", 0.94, 1.00,
-            tuple(Settings(240, 5, 0.2, 0.5, norm, 0.2, 0.9, 256, epochs) for norm in (1.0, 2.0)),
+            tuple(Settings(240, 5, 0.2, 0.5, norm, 0.2, 0.9, 256, epochs) for norm in (0.8, 1.0, 2.0)),
         ),
     }  # fmt: skip
 
