@@ -153,7 +153,7 @@ class Trainings:
             objective, settings.optimizer(len(data.x_train)), data, epochs=settings.epochs,
             batch_size=settings.batch_size, seed=seed, valid_every=settings.epochs,
         )  # fmt: skip
-        error = round(100 * (1 - float(history["valid accuracy"][-1])), 4)  # of a float32; one image is 0.01 %
+        error = round(100 * (1 - float(history["valid accuracy"][-1])), 4)  # no digits of float32's rounding
         training = {**what, "error": error, "seconds": round(float(history["seconds"][-1]), 1)}
         self.kept["trainings"].append(training)
         record.write(self.path, self.kept)
