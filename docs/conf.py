@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the API pages ar
 
 project = "funcnn"
 author = "the funcnn authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!funcnn\b).*")]  # a link into funcnn has to lead somewhere
@@ -28,6 +28,8 @@ html_css_files = ["math.css"]
 html_copy_source = False
 html_show_copyright = False
 pygments_style = "tango"
+copybutton_prompt_text = ">>> |[.]{3} "  # what is typed, without the prompts
+copybutton_prompt_is_regexp = True
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3

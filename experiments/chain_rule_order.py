@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,9 @@ class Config(Options):
     """Of every layer of the chain."""
     repeats: int = 5
     """Of each measured time, of which the median counts."""
+
+    several: ClassVar = {"depths": 3, "paths": 3}  # the growth is over the deeper half
+    at_most: ClassVar = {"paths": 20}  # which takes 2^20 paths
 
 
 class Counted:
@@ -99,7 +102,7 @@ def measure(config: Config) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
         jacobians, delta, deltas = network(config, seed)
         made = [method(Counted(), delta, jacobians)[0] for method in CHAIN.values()]
-        numbers["apart"].append(max(float(np.abs(a - deltas).max() / np.abs(deltas).max()) for a in made))
+        numbers["apart"].append(np.max([np.abs(a - deltas).max() / np.abs(deltas).max() for a in made]))
         for name, method in CHAIN.items():
             found = [timed(config, method, delta, jacobians[-depth:]) for depth in config.depths]
             note(numbers, name, found)
@@ -172,8 +175,8 @@ def judge(numbers: dict[str, Any]) -> list[Check]:
     return [
         Check(
             f"All orders give the library's delta at the input, within {SAME:g}",
-            f"furthest {max(numbers['apart']):.1e}",
-            max(numbers["apart"]) <= SAME,
+            f"furthest {np.max(numbers['apart']):.1e}",
+            bool(np.max(numbers["apart"]) <= SAME),
         ),
         Check(
             "With each delta made once multiplications grow as depth to the power 1 (0.9 to 1.1), anew for each layer "
@@ -231,7 +234,8 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
 
 EXPERIMENT = Experiment(
     name="chain_rule_order",
-    claim="Backpropagation is dynamic programming: linear in depth, where other orders of the chain rule are not.",
+    claim="Backpropagation is dynamic programming: linear in depth, of products with a vector. Without memory the cost "
+    "is quadratic or exponential, and from the input on it is of products of matrices.",
     source="Goodfellow, Bengio and Courville, Deep Learning (2016), sections 6.5.2 and 6.5.8",
     options=Config,
     measure=measure,

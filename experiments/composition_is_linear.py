@@ -1,6 +1,7 @@
 """A deep network without nonlinearities is one matrix: the same function as a linear model, and no better on digits.
 
-Networks of several depths are trained on handwritten digits, with the identity and with relu between their layers. The
+Networks of several depths are trained on handwritten digits, with the identity and with relu between their layers: to
+name the digit, and to say whether it is odd, for which a linear model is too weak and relu's depth has to gain. The
 weights of the linear ones are multiplied out, and the single layer that this gives is compared with the network.
 """
 
@@ -15,11 +16,15 @@ import numpy as np
 import optax
 
 import funcnn as fnn
-from experiments.common.claims import Check, Experiment, Options, spread
+from experiments.common import record
+from experiments.common.claims import Check, Experiment, Options, deviation, spread
 from experiments.common.figure import BLUE, VERMILION, figure
 
 SAME = 1e-5  # float32: the largest difference of logits over the largest logit
 GAIN = 1.0  # percentage points of accuracy that count as one
+MUCH = 5.0  # what relu has to gain where a linear model is too weak
+# How many classes a digit is sorted into: its remainder by that.
+TASKS = {"which digit": 10, "odd or even": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +37,20 @@ class Config(Options):
     """Of the hidden layers."""
     epochs: int = 60
     """Times to go through the training examples."""
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     """Adam's, falling to 0 by a cosine; of each network that one counts which gives the lowest training loss."""
 
+    def check(self) -> None:
+        """Raises UsageError where there is no depth to compare with one layer."""
+        super().check()
+        if 1 not in self.depths or len(self.depths) < 2:
+            raise record.UsageError(f"--depths are 1 and others, got {' '.join(map(str, self.depths))}")
 
-def network(depth: int, width: int, activation: fnn.Layer) -> fnn.Serial:
+
+def network(depth: int, width: int, activation: fnn.Layer, classes: int) -> fnn.Serial:
     """`depth` dense layers, with the activation between them."""
     hidden = [layer for _ in range(depth - 1) for layer in (fnn.Dense(width), activation)]
-    return fnn.Serial(*hidden, fnn.Dense(10))
+    return fnn.Serial(*hidden, fnn.Dense(classes))
 
 
 def multiplied_out(params: Any) -> dict[str, jax.Array]:
@@ -52,13 +63,20 @@ def multiplied_out(params: Any) -> dict[str, jax.Array]:
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Test accuracies by depth and seed, and how far the linear networks are from one matrix."""
-    train, test = fnn.data.load_digits().arrays()
+    """By task, test accuracies by depth and seed, and how far the linear networks are from one matrix."""
+    parts = fnn.data.load_digits().arrays()
+    return {
+        task: measure_task(config, classes, *((x, y % classes) for x, y in parts)) for task, classes in TASKS.items()
+    }
+
+
+def measure_task(config: Config, classes: int, train: Any, test: Any) -> dict[str, Any]:
+    """The same for one of them."""
     numbers: dict[str, Any] = {"linear": {}, "relu": {}, "apart": {}, "same predictions": {}, "learning rate": {}}
     steps = config.epochs * -(-len(train[0]) // 64)
     for name, activation in (("linear", fnn.Identity()), ("relu", fnn.Relu())):
         for depth in config.depths:
-            net = network(depth, config.width, activation)
+            net = network(depth, config.width, activation, classes)
             many = fnn.train.fit_many(
                 fnn.Objective(net, fnn.losses.softmax_cross_entropy),
                 lambda learning_rate: optax.adam(optax.cosine_decay_schedule(learning_rate, steps)),
@@ -83,18 +101,17 @@ def each(params: Any, runs: int) -> list[Any]:
 
 def compare(net: fnn.Serial, params: Any, x: jax.Array) -> tuple[float, float]:
     """Network and matrix: the largest difference over the largest logit, and the fraction of equal predictions."""
-    logits, by_matrix = net.apply(params, x), fnn.Dense(10).apply(multiplied_out(params), x)
+    logits, by_matrix = net.apply(params, x), net.layers[-1].apply(multiplied_out(params), x)
     apart = jnp.abs(logits - by_matrix).max() / jnp.abs(logits).max()
     return float(apart), float(jnp.mean(logits.argmax(-1) == by_matrix.argmax(-1)))
 
 
 def judge(numbers: dict[str, Any]) -> list[Check]:
-    """The matrix is the network, and its depth gains nothing."""
-    apart = max(max(values) for values in numbers["apart"].values())
-    same = min(min(values) for values in numbers["same predictions"].values())
-    one = np.array(numbers["linear"]["1"])
-    deep = {depth: np.array(values) for depth, values in numbers["linear"].items() if depth != "1"}
-    best = max(deep, key=lambda depth: deep[depth].mean())
+    """The matrix is the network, and its depth gains nothing, also where relu's does."""
+    apart = np.max([values for one in numbers.values() for values in one["apart"].values()])
+    same = np.min([values for one in numbers.values() for values in one["same predictions"].values()])
+    gains = {task: {kind: gain(one[kind]) for kind in ("linear", "relu")} for task, one in numbers.items()}
+    weak = gains["odd or even"]
     return [
         Check(
             f"Multiplied out, each deep linear network is one matrix: logits within {SAME:g}, the same predictions",
@@ -102,27 +119,38 @@ def judge(numbers: dict[str, Any]) -> list[Check]:
             bool(apart <= SAME and same == 1),
         ),
         Check(
-            f"No depth gains {GAIN:g} point of test accuracy over one layer without nonlinearity",
-            f"{spread(deep[best])} % with {best} layers, {spread(one)} % with one",
-            bool(deep[best].mean() - one.mean() < GAIN),
+            f"Without a nonlinearity no depth gains {GAIN:g} point of test accuracy over one layer, on either task",
+            "; ".join(f"{task}: at most {spread(both['linear'])} points" for task, both in gains.items()),
+            bool(all(both["linear"].mean() < GAIN for both in gains.values())),
+        ),
+        Check(
+            f"With relu some depth gains at least {MUCH:g} points on the harder one, odd or even",
+            f"{spread(weak['relu'])} points",
+            bool(weak["relu"].mean() >= MUCH),
         ),
     ]
 
 
+def gain(by_depth: dict[str, Any]) -> np.ndarray:
+    """Of the best depth over one layer, by seed, in points; NaN where any accuracy is no number."""
+    values = np.array(list(by_depth.values()), float)
+    gains = (values - np.array(by_depth["1"], float)).round(3)  # no digits of float32's rounding
+    return np.where(np.isfinite(values).all(), gains[1 + np.argmax(gains[1:].mean(axis=1))], np.nan)
+
+
 def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
-    """Test accuracy against depth."""
-    with figure(path, 7, 4) as fig:
-        axes = fig.subplots()
-        for name, color, marker in (("relu", BLUE, "o"), ("linear", VERMILION, "s")):
-            depths = list(numbers[name])
-            values = np.array([numbers[name][depth] for depth in depths])
-            label = {"relu": "with relu between the layers", "linear": "with nothing between them: one matrix"}[name]
-            axes.errorbar(range(len(depths)), values.mean(1), values.std(1), fmt=f"{marker}-", color=color, label=label,
-                          capsize=4)  # fmt: skip
-        axes.set_xticks(range(len(numbers["linear"])), list(numbers["linear"]))
-        axes.set(xlabel="dense layers", ylabel="test accuracy in percent")
-        axes.set_title("Depth without a nonlinearity gains nothing (handwritten digits)")
-        axes.legend(loc="lower left")
+    """Test accuracy against depth, for each task."""
+    with figure(path, 10, 4) as fig:
+        for axes, (task, one) in zip(fig.subplots(1, len(numbers)), numbers.items(), strict=True):
+            for name, color, marker in (("relu", BLUE, "o"), ("linear", VERMILION, "s")):
+                values = np.array(list(one[name].values()), float)
+                label = {"relu": "with relu between the layers", "linear": "with nothing between them: one matrix"}
+                axes.errorbar(range(len(values)), values.mean(1), deviation(values), fmt=f"{marker}-", color=color,
+                              label=label[name], capsize=4)  # fmt: skip
+            axes.set_xticks(range(len(one["linear"])), list(one["linear"]))
+            axes.set(xlabel="dense layers", ylabel="test accuracy in percent", title=task.capitalize())
+        axes.legend(loc="center right")
+        fig.suptitle("Depth without a nonlinearity gains nothing (handwritten digits)", x=0.01, ha="left")
 
 
 EXPERIMENT = Experiment(

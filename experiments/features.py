@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import funcnn as fnn
-from experiments.common.claims import Check, Experiment, Options, more, spread
+from experiments.common.claims import Check, Experiment, Options, deviation, more, spread
 from experiments.common.figure import BLUE, VERMILION, figure
 
 FAVOURITES = 9  # images that a unit responds to most
@@ -45,6 +45,8 @@ class Config(Options):
     """Adam's, falling to 0 by a cosine."""
     l2: float = 1e-3
     """Weight decay, of the network and of one of the two linear models; the other has none."""
+
+    at_least: ClassVar = {"width": 2}  # to draw a plane of
 
 
 def network(depth: int, width: int) -> fnn.Serial:
@@ -75,7 +77,7 @@ def measure(config: Config) -> dict[str, Any]:
         numbers["purity"].append([purity(y[favourite]) for favourite in favourites])
         w = np.asarray(params[0]["w"].T)[alive(train_layers[1])]
         numbers["likeness"]["hidden units"].append(np.abs(correlation(w, averages)).max(1).mean())
-        start = net.init(jax.random.key(seed), x.shape[1:])
+        start = net.init(jax.random.split(jax.random.key(seed))[0], x.shape[1:])  # as `fit_many` draws it
         numbers["before training"]["between"].append(
             [between(layer, test[1]) for layer in layers_of(net, start, test[0])]
         )
@@ -261,7 +263,7 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
         for values, color, style, label in (
             (shares, BLUE, "o-", "after training"), (before, VERMILION, "s--", "before training"),
         ):  # fmt: skip
-            axes.errorbar(layers, values.mean(0), values.std(0), fmt=style, color=color, capsize=4, label=label)
+            axes.errorbar(layers, values.mean(0), deviation(values, 0), fmt=style, color=color, capsize=4, label=label)
         axes.set(xlabel="hidden layer (0: pixels)", ylabel="percent of the variance", ylim=(0, 100), xticks=layers)
         axes.set_title("How much of the variance\nis between classes", fontsize=10)
         axes.legend(loc="lower left")

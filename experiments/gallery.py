@@ -2,11 +2,12 @@
 
 import dataclasses
 import importlib
-import json
 import pathlib
 import pkgutil
 import shutil
+import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,9 +32,10 @@ HEAD = """# Gallery
 
 Claims that courses on feedforward networks make, each with an experiment that looks whether it holds. The verdict is
 computed from the numbers, against criteria that stand beside it; what is random is drawn anew for each seed, and the
-spread is the standard deviation over them. `python -m experiments` lists all commands, and `python -m experiments all
---data-dir DIR`, with the directory of MNIST's four files, runs those of this page again, but for `mnist_records`, which
-takes hours. The [course](course/index.md) tells what they are about, in the order of this page.
+spread, as the bars in the figures, is the standard deviation over them. `python -m experiments` lists all commands, and
+`python -m experiments all --data-dir DIR`, with the directory of MNIST's four files, runs those of this page again, but
+for `mnist_records`, which takes hours. The [course](course/index.md) tells what they are about, in the order of this
+page.
 
 """
 
@@ -76,22 +78,34 @@ def run(argv: Sequence[str] | None = None) -> int:
     config = tyro.cli(Config, args=argv, prog="python -m experiments all")
     known = claims()
     with record.one_line_errors(OSError, fnn.data.DataError):
+        if config.keep and config.smoke:
+            raise record.UsageError("--keep is for real runs, and --smoke is none: leave one of them out")
         if unknown := [name for name in config.only if name not in known]:
             raise record.UsageError(f"--only takes names of {', '.join(known)}, got {unknown[0]!r}")
         chosen = config.only or [name for name, experiment in known.items() if not experiment.long]
         if not config.smoke and any(on_mnist(known[name]) for name in chosen):
             fnn.data.load_mnist(config.data_dir)  # whose absence is told before the first experiment, not after some
-        config.out.mkdir(parents=True, exist_ok=True)
+        record.directory(config.out)
+        if (config.out / "gallery.md").is_dir():
+            raise record.UsageError(f"{config.out / 'gallery.md'} is a directory: move it away, or give another --out")
+        recorded(config.out)  # what is there already goes into the page: told before hours are spent if it cannot
     options = ["--out", str(config.out), *(["--smoke"] if config.smoke else [])]
     where = [] if config.data_dir is None else ["--data-dir", str(config.data_dir)]
-    codes = []
+    codes, failed = [], []
     for name in chosen:
         began = time.perf_counter()
-        codes.append(known[name].run([*options, *(where if on_mnist(known[name]) else [])]))
+        try:
+            codes.append(known[name].run([*options, *(where if on_mnist(known[name]) else [])]))
+        except (Exception, SystemExit):  # the others go on, and it is named at the end
+            traceback.print_exc()
+            failed.append(name)
         jax.clear_caches()  # thousands of compiled programs are more pieces of memory than Linux gives to one process
         print(f"--- {name}: {time.perf_counter() - began:.0f} s\n", flush=True)
     (config.out / "gallery.md").write_text(page(recorded(config.out), "."), encoding="utf-8")
     print(f"Page: {config.out / 'gallery.md'}")
+    if failed:
+        print(f"Failed: {', '.join(failed)}", file=sys.stderr)
+        return 2
     if config.keep:
         for name in chosen:
             shutil.copy(config.out / f"{name}.json", RECORDS)
@@ -108,7 +122,11 @@ def on_mnist(experiment: Experiment) -> bool:
 def recorded(folder: pathlib.Path) -> list[dict[str, Any]]:
     """The records of claims in a directory, in the order of the course."""
     paths = [folder / f"{name}.json" for name in claims()]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    found = {path: record.read(path) for path in paths if path.exists()}
+    for path, one in found.items():
+        if missing := {"name", "claim", "source", "verdict", "checks", "command", "numbers"} - one.keys():
+            raise record.UsageError(f"{path} is no record, move it away: it has no {', '.join(sorted(missing))}")
+    return list(found.values())
 
 
 def page(records: Sequence[Mapping[str, Any]], figures: str) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from sklearn.svm import SVC
 import funcnn as fnn
 from experiments.common import measure as timing
 from experiments.common import record
-from experiments.common.claims import Check, Experiment, Options, more, spread
+from experiments.common.claims import Check, Experiment, Options, deviation, more, spread
 from experiments.common.figure import BLUE, GREEN, ORANGE, VERMILION, figure
 
 SVM, NET, LEARNED, FIXED = "kernel machine", "relu network", "RBF, learned centres", "RBF, fixed centres"
@@ -56,11 +56,18 @@ class Config(Options):
     rounds: int = 15
     """Of timing, of which the quickest counts."""
 
+    several: ClassVar = {"digits": 2, "plane": 2}
+    at_least: ClassVar = {"digits": 50, "plane": 50}  # so that there are some of each class
+    at_most: ClassVar = {"digits": 1347}
+
     def check(self) -> None:
         """Raises UsageError where there are fewer examples than units, whose centres they are."""
         super().check()
-        if self.units > (least := min(*self.digits, *self.plane)):
-            raise record.UsageError(f"--units is at most the smallest training set, {least}, got {self.units}")
+        for option, units, sets in (("units", self.units, min), ("few-units", max(self.few_units), max)):
+            if units > (least := min(sets(self.digits), sets(self.plane))):
+                raise record.UsageError(f"--{option}: there are only {least} examples to be centres, got {units}")
+        if min(self.few_units) > FEW:
+            raise record.UsageError(f"--few-units are some of at most {FEW}, got {min(self.few_units)} as the smallest")
 
 
 class Task(NamedTuple):
@@ -166,7 +173,7 @@ def answers(net: fnn.Serial, params: Any, x: Any) -> jax.Array:
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Accuracies and multiplications by size and seed, milliseconds by size, and accuracies by number of units."""
+    """Accuracies and multiplications by size and seed, microseconds by size, and accuracies by number of units."""
     numbers: dict[str, Any] = {"sizes": {"digits": config.digits, "plane": config.plane}, "units": config.units}
     numbers |= {
         "few units": config.few_units,
@@ -263,7 +270,7 @@ STYLES = {SVM: ("s-", VERMILION), NET: ("o-", BLUE), LEARNED: ("^-", GREEN), FIX
 def line(axes: Any, x: Any, values: Any, model: str, label: str = "") -> None:
     """Means and standard deviations of values (seeds, X), or the values (X,)."""
     values, (style, color) = np.atleast_2d(np.array(values, float)), STYLES[model]
-    axes.errorbar(x, values.mean(0), values.std(0), fmt=style, color=color, capsize=3, label=label or model)
+    axes.errorbar(x, values.mean(0), deviation(values, 0), fmt=style, color=color, capsize=3, label=label or model)
 
 
 def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ pieces, beside the best that so many lines can do. Maxout and relu networks of e
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,9 @@ class Config(MnistOptions):
     """Adam's, falling to 0 by a cosine."""
     dropout: float = 0.5
     """Of the hidden units, where there is dropout."""
+
+    may_be_zero: ClassVar = ("dropout",)
+    below: ClassVar = {"dropout": 1.0}
 
 
 def measure(config: Config) -> dict[str, Any]:

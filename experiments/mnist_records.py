@@ -2,12 +2,12 @@
 
 Relu networks, relu networks with dropout and a bound on the norms of weights, and maxout networks with dropout. The
 last sixth of the training images chooses among some settings of each, in trainings that may be shorter than the last
-ones; the network with these is then trained on all training images, from several seeds, and tested once. It takes
-hours: --resume goes on with what was interrupted.
+ones; the network with these is then trained on all training images from several seeds, and tested. It takes hours:
+--resume goes on with what was interrupted. Trainings on all images that it finds there with settings that are not
+chosen, as from a run with other ones to choose from, do not count, but are recorded.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -119,13 +119,25 @@ def measure(config: Config) -> dict[str, Any]:
         tried = [done.error(name, settings, held_out, 0) for settings in shorter]
         chosen = recipe.settings[int(np.argmin([one["error"] for one in tried]))]
         tests = [done.error(name, chosen, data, seed) for seed in range(config.seeds)]
+        others = [one for one in done.of(name, len(data.x_train)) if one not in tests]
         numbers[name] = {
             "published": recipe.published, "source": recipe.source, "mark": recipe.mark,
             "training images": len(data.x_train), "images that choose": len(held_out.x_test),
             "test images": len(data.x_test), "tried": tried, "chosen": dataclasses.asdict(chosen), "tests": tests,
-            "test error": [one["error"] for one in tests],
+            "test error": [one["error"] for one in tests], "tests that do not count": others,
         }  # fmt: skip
     return numbers
+
+
+def is_training(kept: Any) -> bool:
+    """Whether it is what `Trainings.error` keeps."""
+    names = {"network", "seed", "training images", *(field.name for field in dataclasses.fields(Settings)), "error"}
+    return (
+        isinstance(kept, dict)
+        and kept.keys() >= names
+        and isinstance(kept["error"], float | int)
+        and (0 <= kept["error"] <= 100)
+    )
 
 
 class Trainings:
@@ -134,13 +146,17 @@ class Trainings:
     def __init__(self, path: pathlib.Path, config: Config):
         about = {"smoke": config.smoke}
         self.path, self.kept = path, {"about": about, "trainings": []}
-        if config.resume and path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["about"] != about:
-                raise record.UsageError(
-                    f"{path} is of other settings, {kept['about']}, and --resume goes on with the same"
-                )
-            self.kept = kept
+        if not path.exists():
+            return
+        if not config.resume:
+            raise record.UsageError(f"{path} has trainings: add to them with --resume, or give another --out")
+        kept = record.read(path)
+        if kept.get("about") != about:
+            raise record.UsageError(f"{path} is of {kept.get('about')}, and --resume goes on with {about}")
+        trainings = kept.get("trainings")
+        if not isinstance(trainings, list) or not all(map(is_training, trainings)):
+            raise record.UsageError(f"{path} holds something else than trainings: move it away")
+        self.kept = kept
 
     def error(self, name: str, settings: Settings, data: fnn.data.Dataset, seed: int) -> dict[str, Any]:
         """Trains, unless it is done already; the error is that at the end, in percent of the test images given."""
@@ -160,6 +176,10 @@ class Trainings:
         print(f"{name}, {settings}, {len(data.x_train)} images, seed {seed}: {error:.2f} %", flush=True)
         return training
 
+    def of(self, name: str, images: int) -> list[dict[str, Any]]:
+        """All trainings of a network on so many images."""
+        return [one for one in self.kept["trainings"] if (one["network"], one["training images"]) == (name, images)]
+
 
 def judge(numbers: dict[str, Any]) -> list[Check]:
     """The mean test error of each network is at most its mark."""
@@ -167,7 +187,8 @@ def judge(numbers: dict[str, Any]) -> list[Check]:
         Check(
             f"{name}: a mean test error of at most {one['mark']:.2f} % ({one['source']}: {one['published']:g} %)",
             f"{spread(one['test error'])} %",
-            bool(np.mean(np.array(one["test error"], float)) <= one["mark"]),
+            # Hundredths are no binary numbers: a mean of exactly the mark may come out above it.
+            bool(round(np.array(one["test error"], float).mean(), 4) <= one["mark"]),
         )
         for name, one in numbers.items()
     ]

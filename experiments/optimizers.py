@@ -9,7 +9,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ import numpy as np
 import optax
 
 import funcnn as fnn
-from experiments.common.claims import Check, Experiment, Options, more, spread
+from experiments.common import record
+from experiments.common.claims import Check, Experiment, Options, deviation, more, spread
 from experiments.common.figure import BLUE, GRAY, GREEN, ORANGE, VERMILION, figure
 
 HALF_DECADES = tuple(float(f"{10 ** (k / 2):.2g}") for k in range(-9, 4))
@@ -58,6 +59,18 @@ class Config(Options):
     """Of SGD on these."""
     rates: tuple[float, ...] = (0.1, 0.3, 1.0)
     """Learning rates of both on these; of each that one counts which gets to the test error first."""
+
+    several: ClassVar = {"examples": 2, "optimizers": 2}
+
+    def check(self) -> None:
+        """Raises UsageError for what is no optimizer, for none to compare, and for fewer steps than an epoch has."""
+        super().check()
+        if unknown := [name for name in self.optimizers if name not in OPTIMIZERS]:
+            raise record.UsageError(f"--optimizers takes names of {', '.join(OPTIMIZERS)}, got {unknown[0]!r}")
+        if not set(self.optimizers) - {FULL, PLAIN} or PLAIN not in self.optimizers:
+            raise record.UsageError(f"--optimizers takes {PLAIN} and others but {FULL} alone to compare with it")
+        if self.steps < (epoch := -(-len(fnn.data.load_digits().x_train) // BATCH)):
+            raise record.UsageError(f"--steps is at least {epoch}, an epoch, got {self.steps}")
 
 
 NET = fnn.Serial(fnn.Dense(32), fnn.Relu(), fnn.Dense(32), fnn.Relu(), fnn.Dense(10))
@@ -271,7 +284,7 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
                 values = reached([numbers["cost"][name][str(n)][what] for n in numbers["examples"]])
                 power = exponents(numbers, name, what).mean()
                 text = f"{name}: as N to the power {power:.2f}"
-                axes.errorbar(sizes, values.mean(axis=1), values.std(axis=1), fmt=marker, color=color, label=text)
+                axes.errorbar(sizes, values.mean(axis=1), deviation(values), fmt=marker, color=color, label=text)
             axes.set(yscale="log", xlabel="training examples N", ylabel=label)
             axes.set_title(f"Cost of a test error of {ERROR:g} %, in {what}")
             axes.set_xlim(sizes.min() / 1.5, sizes.max() * 1.5)

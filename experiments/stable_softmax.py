@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 import funcnn as fnn
 from experiments.common.claims import Check, Experiment, Options
@@ -84,17 +85,28 @@ def first_wrong(
     units = np.random.default_rng(seed).uniform(-1, 1, config.classes)
     units[np.random.default_rng(seed).integers(config.classes)] = 1.0  # the largest, not always the right class's
     z = jnp.asarray(np.outer(sizes, units)).astype(dtype)
-    exact = z.astype("float64")
     value, gradient = np.asarray(function(z), np.float64), np.asarray(slope(function, z), np.float64)
-    shifted = FORMS[name]["shifted"]
     # What the dtype has no number for, as log p below its smallest one, is infinite when it is right.
-    want, want_gradient = (np.asarray(a.astype(dtype), np.float64) for a in (shifted(exact), slope(shifted, exact)))
+    want, want_gradient = (
+        np.asarray(jnp.asarray(a).astype(dtype), np.float64) for a in reference(name, np.asarray(z, np.float64))
+    )
     eps = float(jnp.finfo(dtype).eps)
     scale = np.ones(len(sizes)) if name == "softmax" else np.maximum(sizes, 1)
     return (
         smallest(sizes, difference(value, want) / scale, eps),
         smallest(sizes, difference(gradient, want_gradient), eps * config.classes),
     )
+
+
+def reference(name: str, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Value by SciPy in float64, and the gradient of its first output in closed form, where no gradient was taken."""
+    p, log_p = special.softmax(z, axis=-1), special.log_softmax(z, axis=-1)
+    first = np.eye(z.shape[-1])[0]
+    if name == "softmax":
+        return p, p[:, :1] * (first - p)
+    if name == "log-softmax":
+        return log_p, first - p
+    return -log_p[:, 0], p - first
 
 
 def slope(function: Any, z: jax.Array) -> jax.Array:
@@ -161,7 +173,7 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
             axes.set(xscale="log", xlim=(1, 1e38), title=f"{what} is right", xlabel="size of the logits")
         panels[0].set_yticks(range(len(names)), names)
         panels[0].invert_yaxis()
-        title = "Up to which logits softmax and its logarithm are right (grey: the range of the dtype)"
+        title = "Up to which logits softmax and its logarithm are right (grey: the range of the dtype, up to 1e38)"
         fig.suptitle(title, x=0.01, ha="left")
 
 

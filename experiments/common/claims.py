@@ -1,9 +1,10 @@
 """What an experiment on one claim is made of: options, numbers, checks with a criterion, a figure, and a record."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import tyro
@@ -12,6 +13,7 @@ from rich.table import Table
 import funcnn as fnn
 from experiments.common import record
 
+MOST = 2**31 - 1  # of whole numbers, such as seeds
 WORDS = {True: "holds", False: "does not hold"}
 
 
@@ -24,15 +26,40 @@ class Options:
     out: pathlib.Path = pathlib.Path("out")
     """Directory for the figure and the record; made if it is missing."""
     smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """For a moment, only to see that everything works; the verdict means nothing."""
+    """For a moment, only to see that everything works: other numbers than those given, and a verdict that means
+    nothing."""
+
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
+    below: ClassVar[dict[str, float]] = {}
+    at_most: ClassVar[dict[str, int]] = {}
+    at_least: ClassVar[dict[str, int]] = {}
+    several: ClassVar[dict[str, int]] = {}
 
     def check(self) -> None:
-        """Raises UsageError for values that no run can have: numbers are positive unless a subclass says otherwise."""
+        """Raises UsageError for values that no run can have.
+
+        Numbers are positive, and those of a list grow from one to the next, of which there is at least one. Subclasses
+        say by name which numbers may be 0 too, or are below, at most, or at least, some number, and how many values a
+        list has.
+        """
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, int | float) and not isinstance(number, bool) and not 0 < number < np.inf:
-                    raise record.UsageError(f"--{field.name.replace('_', '-')} is positive, got {number}")
+            name, value = field.name, getattr(self, field.name)
+            option = f"--{name.replace('_', '-')}"
+            values = value if isinstance(value, tuple) else (value,)
+            numbers = [one for one in values if isinstance(one, int | float) and not isinstance(one, bool)]
+            for number in numbers:
+                if not (0 < number < np.inf or (number == 0 and name in self.may_be_zero)):
+                    raise record.UsageError(f"{option} is positive, got {number}")
+                if not number < self.below.get(name, np.inf):
+                    raise record.UsageError(f"{option} is below {self.below[name]:g}, got {number}")
+                if number > (most := self.at_most.get(name, MOST if isinstance(number, int) else np.inf)):
+                    raise record.UsageError(f"{option} is at most {most:,}, got {number:,}")
+                if number < (least := self.at_least.get(name, 0)):
+                    raise record.UsageError(f"{option} is at least {least}, got {number}")
+            if isinstance(value, tuple) and len(value) < (least := self.several.get(name, 1 if field.default else 0)):
+                raise record.UsageError(f"{option} takes at least {least} values, got {len(value)}")
+            if any(a >= b for a, b in itertools.pairwise(numbers)):
+                raise record.UsageError(f"{option} takes numbers that grow, got {' '.join(map(str, numbers))}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,32 +119,45 @@ class Experiment:
         """Measures, judges, draws and writes; returns the exit code: 0 if the claim holds, else 1."""
         module = f"experiments.{self.name}"
         config = tyro.cli(self.options, args=argv, prog=f"python -m {module}", description=self.claim)
-        if config.smoke:
-            config = dataclasses.replace(config, **self.smoke)
-        with record.one_line_errors(OSError, fnn.data.DataError):
-            config.check()
-            config.out.mkdir(parents=True, exist_ok=True)
-            numbers = self.measure(config)
-        checks = self.judge(numbers)
-        holds = all(check.holds for check in checks)
-        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "data_dir", "smoke")}
         path = config.out / self.name
-        record.write(
-            path.with_suffix(".json"),
-            {
-                "name": self.name, "claim": self.claim, "source": self.source,
-                "verdict": WORDS[holds], "checks": [dataclasses.asdict(check) for check in checks],
-                "command": record.command(module, argv), **record.environment(), "config": settings,
-                "numbers": numbers,
-            },
-        )  # fmt: skip
-        self.draw(path.with_suffix(".png"), numbers)
+        with record.one_line_errors(OSError, fnn.data.DataError, fnn.train.NonFiniteError):
+            config.check()
+            record.directory(config.out)
+            self.spare(path, config.smoke)
+            if config.smoke:
+                config = dataclasses.replace(config, **self.smoke)
+            numbers = self.measure(config)
+            checks = self.judge(numbers)
+            holds = all(check.holds for check in checks)
+            settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "data_dir", "smoke")}
+            record.write(
+                path.with_suffix(".json"),
+                {
+                    "name": self.name, "claim": self.claim, "source": self.source,
+                    "verdict": WORDS[holds], "checks": [dataclasses.asdict(check) for check in checks],
+                    "command": record.command(module, argv), **record.environment(), "config": settings,
+                    "numbers": numbers,
+                },
+            )  # fmt: skip
+            self.draw(path.with_suffix(".png"), numbers)
         console = record.console()
         console.print(self.claim, style="bold", highlight=False)
         console.print(as_table(checks))
         console.print(f"The claim {WORDS[holds]}.", style="bold green" if holds else "bold red")
         print(f"Figure and record: {path}.png, {path}.json")
         return 0 if holds else 1
+
+    def spare(self, path: pathlib.Path, smoke: bool) -> None:
+        """Raises UsageError where a moment's run would take the place of a real one, or a directory stands there."""
+        for made in (path.with_suffix(".json"), path.with_suffix(".png")):
+            if made.is_dir():
+                raise record.UsageError(f"{made} is a directory: move it away, or give another --out")
+        if (
+            smoke
+            and (old := path.with_suffix(".json")).exists()
+            and "--smoke" not in record.read(old).get("command", "")
+        ):
+            raise record.UsageError(f"{old} is of a real run, which --smoke does not replace: give another --out")
 
 
 def as_table(checks: Sequence[Check]) -> Table:
@@ -134,11 +174,20 @@ def spread(values: Any, digits: int = 3) -> str:
     """Mean and standard deviation over the seeds, such as "0.25 ± 0.01"; of one value alone, that."""
     values = np.asarray(values, float).ravel()
     mean = f"{values.mean():.{digits}g}"
-    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.2g} ({len(values)} seeds)"
+    return mean if len(values) == 1 else f"{mean} ± {deviation(values):.2g} ({len(values)} seeds)"
+
+
+def deviation(values: Any, axis: int = -1) -> Any:
+    """The standard deviation over the seeds, along an axis; 0 of one value."""
+    values = np.asarray(values, float)
+    return values.std(axis=axis, ddof=min(1, values.shape[axis] - 1))
 
 
 def more(a: Any, b: Any, errors: float = 3.0) -> bool:
-    """Whether the mean of a over the seeds is above that of b, by more than some standard errors of the difference."""
+    """Whether the mean of a over the seeds is above that of b, by more than some standard errors of the difference.
+
+    One value is a constant, without a spread; two of them say nothing of chance, and the answer is no.
+    """
     a, b = np.asarray(a, float).ravel(), np.asarray(b, float).ravel()
-    error = np.sqrt(sum(v.var(ddof=1) / len(v) if len(v) > 1 else 0.0 for v in (a, b)))
-    return bool(a.mean() - b.mean() > errors * error)
+    error = np.sqrt(sum(deviation(v) ** 2 / len(v) for v in (a, b)))
+    return bool(max(len(a), len(b)) > 1 and a.mean() - b.mean() > errors * error)

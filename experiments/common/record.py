@@ -76,10 +76,37 @@ def command(module: str, argv: Sequence[str] | None) -> str:
 
 
 def write(path: pathlib.Path, record: dict[str, Any]) -> None:
-    """Writes a record as JSON; what JSON has no word for, NaN and infinity, as a string."""
+    """Writes a record as JSON, whole or not at all; what JSON has no word for, NaN and infinity, as a string."""
     text = json.dumps(_plain(record), indent=1, allow_nan=False)
     text = re.sub(r"\[[^][{}]*\]", lambda numbers: " ".join(numbers[0].split()), text)  # a list of numbers: one line
-    path.write_text(text + "\n", encoding="utf-8")
+    beside = path.with_name(f".{path.name}")
+    try:
+        beside.write_text(text + "\n", encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """A record; raises UsageError, with the file's name, for what is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is no record, move it away: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is no record, move it away: it holds no object, but {str(found)[:40]}")
+    return found
+
+
+def directory(path: pathlib.Path) -> None:
+    """Makes it unless it is there; raises UsageError where nothing can be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"--out is a directory that can be written, got {path}: {error.strerror}") from error
 
 
 def _plain(value: Any) -> Any:

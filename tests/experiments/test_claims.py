@@ -35,15 +35,18 @@ WRONG: MadeUp = {
         (("maxout", "maxout learns $|x|$", "errors"), [0.1, 0.03], 1),
     ],
     "composition_is_linear": [
-        (("apart", "4"), [1e-7, 2e-5], 0),
-        (("same predictions", "8"), [1.0, 0.999], 0),
-        (("linear", "4"), [99.0, 99.1, 99.2, 99.1, 99.0], 1),
+        (("which digit", "apart", "4"), [1e-7, 1e-7, 1e-7, 1e-7, 2e-5], 0),
+        (("odd or even", "same predictions", "8"), [1.0, 1.0, 1.0, 1.0, 0.999], 0),
+        (("which digit", "linear", "4"), [99.0, 99.1, 99.2, 99.1, 99.0], 1),
+        (("odd or even", "linear", "2"), [93.0, 93.1, 93.2, 93.1, 93.0], 1),
+        (("odd or even", "relu"), {"1": [90.0] * 5, "2": [92.0] * 5}, 2),
     ],
     "units_and_losses": [
         (("gradient", "sigmoid, negative log-likelihood"), [0.5] * 201, 0),
         (("gradient", "softmax, squared error"), [0.5] * 201, 1),
-        (("trained", "softmax, squared error", "p"), [[0.5, 0.95, 0.99]] * 5, 2),
-        (("trained", "softmax, negative log-likelihood", "p"), [[0.1] * 400 + [0.95]] * 5, 2),
+        (("trained", "softmax, squared error"), [[0.5, 0.95, 0.99]] * 5, 2),
+        (("trained", "softmax, negative log-likelihood"), [[0.1] * 400 + [0.95]] * 5, 2),
+        (("trained", "sigmoid, negative log-likelihood"), [[0.1] * 500] * 5, 2),
     ],
     "stable_softmax": [
         (("first wrong", "softmax, shifted, float32", "value"), [None, 300.0], 0),
@@ -51,8 +54,9 @@ WRONG: MadeUp = {
         (("first wrong", "softmax, naive, float64"), {"value": [None], "gradient": [None]}, 1),
     ],
     "two_class_softmax": [
-        (("rule",), [1e-16, 1e-12], 0),
-        (("autodiff",), [1e-12], 0),
+        (("rule", "delta2"), [1e-16, 1e-16, 1e-16, 1e-16, 1e-12], 0),
+        (("autodiff", "z4"), [1e-12] * 5, 0),
+        (("library",), [1e-12], 0),
         (("example", "delta1"), [0.5, -0.5], 1),
         (("logistic",), [1e-12], 2),
         (("trained",), [1e-8], 2),
@@ -119,8 +123,9 @@ WRONG: MadeUp = {
         (("bias 0", "1", "unequal"), [0.0, 1.6, 1.6, 1.6, 1.6], 0),
         (("bias 0", "0", "loss"), [[2.3026, 2.25]] * 5, 1),
         (("bias 0", "0.7071", "accuracy"), [89.0, 90.0, 90.5, 89.5, 90.0], 2),
-        (("bias 0", "1", "learning rate"), 0.3, 2),
-        (("bias 0", "0.0625", "accuracy"), [50.0, 60.0, 50.0, 50.0, 50.0], 3),
+        (("bias 0", "1", "learning rate"), 3.0, 2),
+        (("bias 0", "0.0625", "accuracy"), [90.0, 91.0, 90.0, 90.0, 90.0], 3),
+        (("bias 0", "16", "learning rate"), 1e-7, 3),
         (("bias 0", "16", "accuracy"), [95.0] * 5, 3),
         (("bias 0.1", "1", "alive"), [94.0, 94.5, 94.2, 94.3, 94.1], 4),
         (("bias 0.1", "1", "accuracy"), [97.0, 98.0, 97.5, 97.0, 98.0], 5),
@@ -137,6 +142,7 @@ WRONG: MadeUp = {
         (("plain", "1000", "test"), [11.0, 12.0, 11.0, 10.0, 11.0], 0),
         (("plain", "32", "test"), [11.0, 12.0, 11.0, 10.0, 11.0], 1),
         (("regularized", "64", "test"), [5.0, 5.1, 5.2, 5.0, 5.0], 2),
+        (("regularized", "1000", "test"), [9.0, 9.0, 9.0, 9.0, float("nan")], 2),
     ],
     "maxout": [
         (("relu differs", "gradient of w"), 1, 0),
@@ -234,17 +240,28 @@ def test_made_up_numbers_change_the_verdict(experiment: Experiment) -> None:
             assert experiment.judge(numbers)[index].holds == holds, path
 
 
+def spoiled(value: Any) -> Any:
+    """With NaN in the place of every float."""
+    if isinstance(value, dict):  # an axis is not found, but given
+        return {name: one if name in ("z", "grid") else spoiled(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [spoiled(one) for one in value]
+    return math.nan if isinstance(value, float) else value
+
+
 @pytest.mark.parametrize("name", sorted(set(RECORDS) - {"stable_softmax"}))  # which records sizes, see below
 def test_what_is_no_number_does_not_hold(name: str) -> None:
-    def spoiled(value: Any) -> Any:
-        if isinstance(value, dict):  # an axis is not found, but given
-            return {name: one if name in ("z", "grid") else spoiled(one) for name, one in value.items()}
-        if isinstance(value, list):
-            return [spoiled(one) for one in value]
-        return math.nan if isinstance(value, float) else value
-
     checks = EXPERIMENTS[name].judge(spoiled(RECORDS[name]["numbers"]))
     assert not all(check.holds for check in checks)
+    for path, _, index in WRONG[name]:  # and of the last seed alone, which `max` of Python would pass over
+        numbers = copy.deepcopy(RECORDS[name]["numbers"])
+        at = numbers
+        for part in path[:-1]:
+            at = at[part]
+        found = at[path[-1]]
+        at[path[-1]] = [*found[:-1], spoiled(found[-1])] if isinstance(found, list) else spoiled(found)
+        if at[path[-1]] != found:  # not so for whole numbers
+            assert not EXPERIMENTS[name].judge(numbers)[index].holds, path
 
 
 def test_a_softmax_that_is_no_number_is_wrong() -> None:
@@ -279,11 +296,60 @@ def test_all_writes_the_page(tmp_path: pathlib.Path, capsys: pytest.CaptureFixtu
     for argv, said in (
         (["--only", "perceptron"], "got 'perceptron'"),
         (["--data-dir", "/there/is/none"], "/there/is/none"),
+        (["--keep", "--smoke"], "leave one of them out"),
     ):
         with pytest.raises(SystemExit):
             gallery.run([*argv, "--out", str(tmp_path / "none")])
         assert said in capsys.readouterr().err
         assert not (tmp_path / "none").exists()  # it is told before the first one runs
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "said"),
+    [
+        ("xor", ["--widths"], "--widths takes at least 2 values, got 0"),
+        ("xor", ["--widths", "4", "2"], "--widths takes numbers that grow, got 4 2"),
+        ("xor", ["--widths", "1", "2"], "--widths is at least 2, got 1"),
+        ("xor", ["--seeds", str(10**20)], "--seeds is at most"),
+        ("composition_is_linear", ["--depths", "2", "4"], "--depths are 1 and others, got 2 4"),
+        ("maxout", ["--dropout", "1"], "--dropout is below 1, got 1"),
+        ("kernels", ["--few-units", "4", "4000"], "only 1200 examples to be centres, got 4000"),
+        ("optimizers", ["--optimizers", "SGD", "Adamw"], "got 'Adamw'"),
+        ("optimizers", ["--optimizers", "Adam", "momentum"], "--optimizers takes SGD and others"),
+        ("optimizers", ["--steps", "1"], "--steps is at least 43, an epoch, got 1"),
+        ("regularizers", ["--only", "shifts"], "--only takes a name besides"),
+        ("wide_and_regularized", ["--wrong", "-1"], "--wrong is positive, got -1"),
+    ],
+)
+def test_options_that_no_run_can_have(
+    name: str, argv: list[str], said: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        EXPERIMENTS[name].run([*argv, "--out", str(tmp_path / "none")])
+    assert exit_.value.code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_moments_run_does_not_replace_a_real_one(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real = gallery.RECORDS / "two_class_softmax.json"
+    (tmp_path / real.name).write_bytes(real.read_bytes())
+    with pytest.raises(SystemExit):
+        EXPERIMENTS["two_class_softmax"].run(["--smoke", "--out", str(tmp_path)])
+    assert "is of a real run" in capsys.readouterr().err
+    assert (tmp_path / real.name).read_bytes() == real.read_bytes()
+
+
+def test_trainings_are_neither_overwritten_nor_misread(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "mnist_records-trainings.json"
+    for text in ("", "[]", "{}", '{"about": {"smoke": true}, "trainings": [1]}'):
+        kept.write_text(text)
+        for argv in ([], ["--resume"]):
+            with pytest.raises(SystemExit) as exit_:
+                EXPERIMENTS["mnist_records"].run(["--smoke", "--out", str(tmp_path), *argv])
+            assert exit_.value.code == 2 and str(kept) in capsys.readouterr().err
+            assert kept.read_text() == text
 
 
 def test_spread_and_more() -> None:
@@ -292,3 +358,5 @@ def test_spread_and_more() -> None:
     assert more([1.0, 1.1, 0.9], [0.0, 0.1, -0.1])
     assert not more([1.0, 2.0, 0.0], [0.9, 0.0, 1.8])
     assert not more([math.nan, 1.0], [0.0, 0.1])
+    assert more([1.0, 1.1], [0.5])  # a constant
+    assert not more([1.0], [0.5])  # chance cannot be told from one seed

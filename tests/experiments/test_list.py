@@ -25,5 +25,9 @@ def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_word_that_is_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["everything"]) == 2
-    assert capsys.readouterr().err == "error: python -m experiments takes nothing, or all, got 'everything'\n"
+    listed = "; without a word it lists what there is"
+    for word, hint in (("everything", listed), ("xor", ": run python -m experiments.xor")):
+        assert main([word]) == 2
+        assert capsys.readouterr().err == f"error: python -m experiments takes all, got {word!r}{hint}\n"
+    assert main(["--help"]) == 0
+    assert "python -m experiments.xor" in capsys.readouterr().out
