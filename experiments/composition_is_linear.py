@@ -141,7 +141,8 @@ def gain(by_depth: dict[str, Any]) -> np.ndarray:
 def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
     """Test accuracy against depth, for each task."""
     with figure(path, 10, 4) as fig:
-        for axes, (task, one) in zip(fig.subplots(1, len(numbers)), numbers.items(), strict=True):
+        panels = fig.subplots(1, len(numbers))
+        for axes, (task, one) in zip(panels, numbers.items(), strict=True):
             for name, color, marker in (("relu", BLUE, "o"), ("linear", VERMILION, "s")):
                 values = np.array(list(one[name].values()), float)
                 label = {"relu": "with relu between the layers", "linear": "with nothing between them: one matrix"}
@@ -149,7 +150,7 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
                               label=label[name], capsize=4)  # fmt: skip
             axes.set_xticks(range(len(one["linear"])), list(one["linear"]))
             axes.set(xlabel="dense layers", ylabel="test accuracy in percent", title=task.capitalize())
-        axes.legend(loc="center right")
+        panels[-1].legend(loc="center right")
         fig.suptitle("Depth without a nonlinearity gains nothing (handwritten digits)", x=0.01, ha="left")
 
 
