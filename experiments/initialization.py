@@ -41,7 +41,9 @@ class Config(Options):
     """Units in each of them."""
     epochs: int = 25
     """Times to go through the training examples."""
-    learning_rates: tuple[float, ...] = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+    learning_rates: tuple[float, ...] = (
+        1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0
+    )  # fmt: skip
     """Of stochastic gradient descent, falling to 0 by a cosine; for each start the one with the lowest loss counts."""
 
 

@@ -87,7 +87,10 @@ def recipes(plain_epochs: int, epochs: int) -> dict[str, Recipe]:
         ),
         "maxout, dropout": Recipe(
             "Goodfellow et al. (2013)", 0.94, 1.00,
-            tuple(Settings(240, 5, 0.2, 0.5, norm, 0.2, 0.9, 256, epochs) for norm in (0.8, 1.0, 2.0)),
+            tuple(
+                Settings(width, 5, 0.2, 0.5, norm, 0.2, 0.9, 256, epochs)
+                for width, norm in ((240, 0.8), (240, 1.0), (240, 2.0), (400, 0.8), (400, 1.0))
+            ),
         ),
     }  # fmt: skip
 
