@@ -19,7 +19,7 @@ import tyro
 import funcnn as fnn
 from experiments.common import networks, record
 from experiments.common.claims import Check, Experiment, MnistOptions, spread
-from experiments.common.figure import BLUE, GRAY, figure
+from experiments.common.figure import BLUE, GRAY, VERMILION, figure
 from experiments.common.training import fit_images, without_test_examples
 
 
@@ -198,20 +198,28 @@ def judge(numbers: dict[str, Any]) -> list[Check]:
 
 
 def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
-    """Test errors of all seeds beside those published."""
-    with figure(path, 8, 3) as fig:
+    """Test errors of all seeds beside their marks and those published."""
+    shown = list(numbers.values())
+    places = np.arange(len(shown))
+    errors = [one["test error"] for one in shown]
+    others = [[test["error"] for test in one["tests that do not count"]] for one in shown]
+    with figure(path, 9, 3) as fig:
         axes = fig.subplots()
-        for place, one in enumerate(numbers.values()):
-            first = place == 0
-            axes.plot(one["test error"], [place] * len(one["test error"]), "o", color=BLUE, fillstyle="none",
-                      label="each seed" if first else None)  # fmt: skip
-            axes.plot(np.mean(one["test error"]), place, "|", color=BLUE, markersize=24, markeredgewidth=3,
-                      label="mean" if first else None)  # fmt: skip
-            axes.plot(one["published"], place, "D", color=GRAY, label="published" if first else None)
-        axes.set_yticks(range(len(numbers)), [f"{name}\n{one['source']}" for name, one in numbers.items()])
-        axes.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="test error in percent")
-        axes.set_title("MNIST without knowledge of images: errors of networks and of their papers")
-        axes.legend(loc="lower right")
+        for values, below, style, color, label in (
+            (errors, 0.0, "o", BLUE, "each seed"),
+            (others, 0.2, "x", GRAY, "tests of settings\nnot chosen"),
+        ):
+            at = np.repeat(places + below, [len(one) for one in values])
+            axes.plot(np.concatenate(values), at, style, color=color, fillstyle="none", label=label)
+        means = [np.mean(one) for one in errors]
+        axes.plot(means, places, "|", color=BLUE, markersize=20, markeredgewidth=2, label="mean")
+        axes.plot([one["published"] for one in shown], places, "kD", label="published")
+        marks = [one["mark"] for one in shown]
+        axes.vlines(marks, places - 0.4, places + 0.4, color=VERMILION, linestyle="--", label="at most this to hold")
+        axes.set_yticks(places, [f"{name}\n{one['source']}" for name, one in numbers.items()])
+        axes.set(ylim=(len(shown) - 0.5, -0.5), xlabel="test error in percent")
+        axes.set_title("Test error on MNIST, without knowledge of images")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), labelspacing=1)
 
 
 EXPERIMENT = Experiment(
