@@ -13,6 +13,8 @@ from funcnn.backprop import RULES
 from tests.backprop import dense
 from tests.problems import NETWORKS
 
+pytestmark = pytest.mark.once
+
 NET = fnn.Serial(fnn.Dense(6), fnn.Relu(), fnn.Dense(5), fnn.Tanh(), fnn.Dense(3))
 OBJECTIVE = fnn.Objective(NET, fnn.losses.softmax_cross_entropy)
 

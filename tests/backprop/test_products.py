@@ -29,6 +29,8 @@ from tests.problems import (
     each_loss,
 )
 
+pytestmark = pytest.mark.once
+
 
 @each_layer
 def test_the_tangent_is_that_of_jvp_and_the_transpose_of_bwd(
@@ -207,7 +209,6 @@ def test_hessian_diagonal(name: str, key: jax.Array, rng: np.random.Generator):
     all_close(got, want, name)
 
 
-@pytest.mark.once
 @fewer
 @given(net=noisy(depth=1), loss=LOSSES, seed=SEEDS)
 def test_hessian_diagonal_of_random_networks_in_training(net: fnn.Layer, loss: fnn.losses.Loss, seed: int):

@@ -17,6 +17,8 @@ from tests.backprop.agree import draw_like
 from tests.backprop.test_random_networks import LOSSES, SEEDS, draw_problem, fewer, noisy
 from tests.problems import NETWORKS, NetworkProblem
 
+pytestmark = pytest.mark.once
+
 # In float64, of the largest number of the quantity (of 1, where all are smaller). Both sides sum some hundred numbers.
 TOLERANCE = 1e-10
 # The networks that are compared with whole matrices, which take long to compile: of each kind of layer, loss and graph.
@@ -97,7 +99,6 @@ def test_examples(name: str, weights: bool, key: jax.Array, rng: np.random.Gener
     all_close(got, want, name)
 
 
-@pytest.mark.once
 @fewer
 @given(net=noisy(depth=1), loss=LOSSES, seed=SEEDS)
 def test_examples_of_random_networks_in_training(net: fnn.Layer, loss: fnn.losses.Loss, seed: int):
@@ -131,7 +132,6 @@ def test_gauss_newton(name: str, key: jax.Array, rng: np.random.Generator):
     all_close(got, want, name)
 
 
-@pytest.mark.once
 @fewer
 @given(net=noisy(depth=1), loss=LOSSES, seed=SEEDS)
 def test_curvature_of_random_networks_in_training(net: fnn.Layer, loss: fnn.losses.Loss, seed: int):

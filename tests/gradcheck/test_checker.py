@@ -175,6 +175,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS.keys())
 def test_every_mutant_is_caught_where_it_is(mutant: Mutant, key: jax.Array, dtype: str) -> None:
     params, batch = NetworkProblem(mutant.objective, mutant.in_shape, mutant.targets).draw(key, n=4)

@@ -14,6 +14,8 @@ from funcnn.backprop import quantities
 from tests.backprop import dense
 from tests.train.problems import OBJECTIVE, examples, fit, start
 
+pytestmark = pytest.mark.once
+
 # A layer of each kind of parameters: weights with biases, without, of several pieces, centres (transposed), slopes.
 NET = fnn.Serial(fnn.Dense(4), fnn.Prelu(), fnn.Maxout(3, pieces=2), fnn.Rbf(5, epsilon=0.6), fnn.Dense(3, bias=False))
 DAMPING = 0.03

@@ -16,6 +16,8 @@ from funcnn.train.placement import place
 from funcnn.train.steps import Recipe
 from tests.train.problems import ROUNDING, assert_close
 
+pytestmark = pytest.mark.once
+
 NET = fnn.Serial(fnn.Dense(16), fnn.Relu(), fnn.Dense(8), fnn.Tanh(), fnn.Dropout(0.25), fnn.Dense(4))
 OBJECTIVE = fnn.Objective(NET, fnn.losses.softmax_cross_entropy, fnn.penalties.l2(1e-3))
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
