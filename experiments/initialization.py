@@ -89,7 +89,7 @@ def measure(config: Config) -> dict[str, Any]:
             found[f"{factor:g}"] = {
                 "learning rate": config.learning_rates[rate],
                 "loss": many["loss"][i, j, rate],
-                "lowest loss": np.nanmin(many["loss"][i, j], axis=(0, -1)),
+                "lowest loss": many["loss"][i, j].min(axis=(0, -1)),
                 "accuracy": accuracy[i, j, rate],
                 "unequal": unequal,
                 "alive": alive,
