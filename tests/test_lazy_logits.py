@@ -17,8 +17,6 @@ from funcnn.losses import LossError
 from tests.backprop.agree import TOLERANCES, assert_agree
 from tests.problems import draw_params, draw_targets
 
-pytestmark = pytest.mark.once
-
 LINEAR, SOFTMAX = losses.linear_cross_entropy, losses.softmax_cross_entropy
 
 

@@ -16,8 +16,6 @@ from funcnn import losses
 from funcnn.losses import LossError
 from tests.problems import LOSSES, LossProblem, draw_targets, each_loss
 
-pytestmark = pytest.mark.once
-
 DTYPES = {"bfloat16": jnp.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
 EXACT = 1e-12  # float64, a few operations on numbers of order 1: some 1e4 units in the last place
 

@@ -13,8 +13,6 @@ from funcnn import backprop
 from tests.backprop.agree import TOLERANCES, assert_agree, draw_layer
 from tests.problems import NETWORKS, LayerProblem
 
-pytestmark = pytest.mark.once
-
 EACH_MODE = pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 AUTO = ["relu-mlp-l1-l2", "rbf-network", "image-prelu-net"]
 EXPLICIT = [*AUTO, "maxout-mlp", "residual-tower", "graph-shared", "noisy"]

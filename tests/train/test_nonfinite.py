@@ -14,8 +14,6 @@ import funcnn as fnn
 from funcnn.train.nonfinite import last_sound
 from tests.train.problems import KEY, NET, OBJECTIVE, ROUNDING, assert_close, assert_same, examples, fit
 
-pytestmark = pytest.mark.once
-
 
 @dataclasses.dataclass(frozen=True)
 class Root(fnn.Layer):

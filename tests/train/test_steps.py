@@ -11,8 +11,6 @@ import pytest
 import funcnn as fnn
 from tests.train.problems import KEY, NET, OBJECTIVE, ROUNDING, assert_close, assert_same, examples, start
 
-pytestmark = pytest.mark.once
-
 OPTIMIZERS: dict[str, optax.GradientTransformation] = {
     "sgd": optax.sgd(0.1),
     "momentum": optax.sgd(0.1, momentum=0.9),

@@ -13,8 +13,6 @@ from funcnn.penalties import Penalty
 from tests.backprop.agree import STEP, TOLERANCES, assert_agree, draw_layer, draw_like, inner, layer_gradients, moved
 from tests.problems import LAYERS, LayerProblem, each_batched_layer, each_layer
 
-pytestmark = pytest.mark.once
-
 
 def test_no_rule_is_left_out_of_the_table():
     tried = {type(problem.layer) for problem in LAYERS.values()}
