@@ -17,7 +17,7 @@ FLAGS = [
     # XLA would take them for stuck and end the process.
     "--xla_cpu_collective_call_terminate_timeout_seconds=300",
 ]
-if jax.__version_info__ < (0, 11):  # later ones have no other way
+if jax.__version_info__ < (0, 11):  # JAX 0.12 has no such flag, and XLA ends the process of one that asks for it
     # Fusions are written without MLIR, which can take two fifths of a test's time.
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
