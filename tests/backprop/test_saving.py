@@ -14,6 +14,8 @@ from funcnn import backprop
 from funcnn.backprop import RULES, RuleError, saving
 from tests.backprop import dense
 
+pytestmark = pytest.mark.once
+
 BLOCK = fnn.Serial(fnn.Dense(6), fnn.Relu(), fnn.Dropout(0.3), fnn.Dense(6), fnn.LeakyRelu(0.2))
 CHAIN = fnn.Serial(fnn.Dense(6), BLOCK, fnn.Silu(), fnn.Dense(3))
 DEEP = fnn.Serial(fnn.Dense(6), fnn.Repeat(BLOCK, 7), fnn.Dense(3))

@@ -16,6 +16,8 @@ from funcnn.data import augment
 from funcnn.data.augment import Elastic, Flip, FlipLabels, InputNoise, Rotate, Shift, TargetNoise
 from funcnn.data.prepare import Pixels
 
+pytestmark = pytest.mark.once
+
 N = 4000  # draws; a mean of them is within 5 standard deviations / sqrt(N) but for 1 key in a million
 FAR = 5 / math.sqrt(N)
 

@@ -11,6 +11,8 @@ import funcnn as fnn
 from funcnn.train import many
 from tests.train.problems import BATCH, METRICS, NET, OBJECTIVE, ROUNDING, assert_close, examples
 
+pytestmark = pytest.mark.once
+
 GRID = {"scale": [0.5, 2.0], "learning_rate": [1e-3, 1e-2]}
 
 
