@@ -44,7 +44,7 @@ page.
 class Config:
     """Runs the experiments on claims, and writes the gallery."""
 
-    only: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
     """Experiments to run; unless given, all but those that take hours."""
     data_dir: pathlib.Path | None = None
     """Directory with MNIST's four files, which some experiments take; the environment variable FUNCNN_DATA unless
@@ -80,9 +80,15 @@ def run(argv: Sequence[str] | None = None) -> int:
     with record.one_line_errors(OSError, fnn.data.DataError):
         if config.keep and config.smoke:
             raise record.UsageError("--keep is for real runs, and --smoke is none: leave one of them out")
-        if unknown := [name for name in config.only if name not in known]:
-            raise record.UsageError(f"--only takes names of {', '.join(known)}, got {unknown[0]!r}")
-        chosen = config.only or [name for name, experiment in known.items() if not experiment.long]
+        if config.keep and config.out.resolve() == RECORDS.resolve():
+            raise record.UsageError(f"--keep puts records into {RECORDS}, which --out is already: give another --out")
+        if config.only is None:
+            chosen = [name for name, experiment in known.items() if not experiment.long]
+        else:
+            chosen = list(dict.fromkeys(config.only))
+            if not chosen or (unknown := [name for name in chosen if name not in known]):
+                got = repr(unknown[0]) if chosen else "none"
+                raise record.UsageError(f"--only takes names of {', '.join(known)}, got {got}")
         if not config.smoke and any(on_mnist(known[name]) for name in chosen):
             fnn.data.load_mnist(config.data_dir)  # whose absence is told before the first experiment, not after some
         record.directory(config.out)
@@ -96,7 +102,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         began = time.perf_counter()
         try:
             codes.append(known[name].run([*options, *(where if on_mnist(known[name]) else [])]))
-        except (Exception, SystemExit):  # the others go on, and it is named at the end
+        except SystemExit:  # it has said why, in one line; the others go on, and it is named at the end
+            failed.append(name)
+        except Exception:
             traceback.print_exc()
             failed.append(name)
         jax.clear_caches()  # thousands of compiled programs are more pieces of memory than Linux gives to one process
@@ -126,6 +134,10 @@ def recorded(folder: pathlib.Path) -> list[dict[str, Any]]:
     for path, one in found.items():
         if missing := {"name", "claim", "source", "verdict", "checks", "command", "numbers"} - one.keys():
             raise record.UsageError(f"{path} is no record, move it away: it has no {', '.join(sorted(missing))}")
+        try:
+            section(one, ".")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise record.UsageError(f"{path} is no record, move it away: {error!r}") from error
     return list(found.values())
 
 

@@ -155,7 +155,7 @@ class Experiment:
         if (
             smoke
             and (old := path.with_suffix(".json")).exists()
-            and "--smoke" not in record.read(old).get("command", "")
+            and "--smoke" not in str(record.read(old).get("command"))
         ):
             raise record.UsageError(f"{old} is of a real run, which --smoke does not replace: give another --out")
 

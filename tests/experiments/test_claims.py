@@ -294,6 +294,7 @@ def test_all_writes_the_page(tmp_path: pathlib.Path, capsys: pytest.CaptureFixtu
     assert "## two_class_softmax" in page and "![" in page and "./two_class_softmax.png" in page
     for argv, said in (
         (["--only", "perceptron"], "got 'perceptron'"),
+        (["--only"], "got none"),
         (["--data-dir", "/there/is/none"], "/there/is/none"),
         (["--keep", "--smoke"], "leave one of them out"),
     ):
@@ -301,6 +302,33 @@ def test_all_writes_the_page(tmp_path: pathlib.Path, capsys: pytest.CaptureFixtu
             gallery.run([*argv, "--out", str(tmp_path / "none")])
         assert said in capsys.readouterr().err
         assert not (tmp_path / "none").exists()  # it is told before the first one runs
+    with pytest.raises(SystemExit):
+        gallery.run(["--keep", "--out", str(gallery.RECORDS)])
+    assert "give another --out" in capsys.readouterr().err
+
+
+def test_all_tells_an_old_record_that_does_not_fit_before_it_runs(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--only", "two_class_softmax", "--smoke", "--out", str(tmp_path)]
+    bad = tmp_path / "kernels.json"
+    for change in ({"checks": [{}]}, {"checks": 1}, {"packages": {}}, {"device": None}):
+        bad.write_text(json.dumps(RECORDS["kernels"] | change))
+        with pytest.raises(SystemExit):
+            gallery.run(argv)
+        assert f"{bad} is no record" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [bad.name]
+    bad.unlink()
+
+
+def test_all_says_what_a_script_said_without_a_traceback(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = gallery.RECORDS / "two_class_softmax.json"
+    (tmp_path / real.name).write_bytes(real.read_bytes())
+    assert gallery.run(["--only", "two_class_softmax", "--smoke", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "is of a real run" in said and "Failed: two_class_softmax" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize(
