@@ -86,9 +86,9 @@ def run(argv: Sequence[str] | None = None) -> int:
             chosen = [name for name, experiment in known.items() if not experiment.long]
         else:
             chosen = list(dict.fromkeys(config.only))
-            if not chosen or (unknown := [name for name in chosen if name not in known]):
-                got = repr(unknown[0]) if chosen else "none"
-                raise record.UsageError(f"--only takes names of {', '.join(known)}, got {got}")
+            got = [repr(name) for name in chosen if name not in known] if chosen else ["none"]
+            if got:
+                raise record.UsageError(f"--only takes names of {', '.join(known)}, got {got[0]}")
         if not config.smoke and any(on_mnist(known[name]) for name in chosen):
             fnn.data.load_mnist(config.data_dir)  # whose absence is told before the first experiment, not after some
         record.directory(config.out)
