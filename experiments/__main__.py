@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import signal
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -37,4 +38,6 @@ def runnable() -> Iterator[types.ModuleType]:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
     raise SystemExit(main())

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 import funcnn as fnn
+from experiments.common import record
 from experiments.common.claims import Check, Experiment, Options, deviation, more, spread
 from experiments.common.figure import BLUE, VERMILION, figure
 
@@ -61,6 +62,8 @@ def measure(config: Config) -> dict[str, Any]:
     net, line = network(config.depth, config.width), fnn.Dense(CLASSES)
     deep = train(config, net, (config.l2,), config.epochs)
     linear = train(config, line, (0.0, config.l2), config.linear_epochs)
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((deep.state.params, linear.state.params))):
+        raise record.UsageError(f"--learning-rate {config.learning_rate:g} is too large: not all weights are finite")
     averages = np.stack([x[y == k].mean(0) for k in range(CLASSES)]) - x.mean(0)
     numbers: dict[str, Any] = {
         "accuracy": {"network": 100 * deep["valid accuracy"][0, :, -1]},

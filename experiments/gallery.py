@@ -33,11 +33,11 @@ HEAD = """# Gallery
 Claims that courses on feedforward networks make, each with an experiment that looks whether it holds. The verdict is
 computed from the numbers, against criteria that stand beside it; what is random is drawn anew for each seed, and the
 spread, as the bars in the figures, is the standard deviation over them. `python -m experiments` lists all commands, and
-`python -m experiments all --data-dir DIR`, with the directory of MNIST's four files, runs those of this page again, but
-for `mnist_records`, which takes hours. The [course](course/index.md) tells what they are about, in the order of this
-page.
+`python -m experiments all --data-dir DIR`, with the directory of MNIST's four files, runs all of them but
+`mnist_records`, which takes hours.
 
 """
+COURSE = "The [course](course/index.md) tells what they are about, in the order of this page.\n\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         for name in chosen:
             shutil.copy(config.out / f"{name}.json", RECORDS)
             shutil.copy(config.out / f"{name}.png", DOCS / "figures")
-        (DOCS / "gallery.md").write_text(page(recorded(RECORDS), "figures"), encoding="utf-8")
+        (DOCS / "gallery.md").write_text(page(recorded(RECORDS), "figures", COURSE), encoding="utf-8")
     return max(codes)
 
 
@@ -141,11 +141,11 @@ def recorded(folder: pathlib.Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def page(records: Sequence[Mapping[str, Any]], figures: str) -> str:
-    """The gallery of these records, whose figures are in a directory."""
+def page(records: Sequence[Mapping[str, Any]], figures: str, course: str = "") -> str:
+    """The gallery of these records, whose figures are in a directory; with a sentence on the course in the docs."""
     lines = ["| claim | verdict |", "|---|---|"]
-    lines += [f"| [{one['claim']}](#{one['name'].replace('_', '-')}) | {one['verdict']} |" for one in records]
-    return HEAD + "\n".join(lines) + "\n\n" + "\n".join(section(one, figures) for one in records)
+    lines += [f"| [{one['claim']}](#{one['name']}) | {one['verdict']} |" for one in records]
+    return HEAD + course + "\n".join(lines) + "\n\n" + "\n".join(section(one, figures) for one in records)
 
 
 def section(one: Mapping[str, Any], figures: str) -> str:
@@ -155,8 +155,7 @@ def section(one: Mapping[str, Any], figures: str) -> str:
         f"| {cell(check['criterion'])} | {cell(check['found'])} | {word(check['holds'])} |" for check in one["checks"]
     ]
     made = f"Python {one['python']}, JAX {one['packages']['jax']}, {one['device']['kind']}"
-    return f"""({name.replace("_", "-")})=
-## {name}
+    return f"""## {name}
 
 **{one["claim"]}**
 

@@ -2,7 +2,8 @@
 
 A support vector machine, a linear model on radial basis functions around fixed centres, the same with learned centres,
 and a relu network learn from training sets of several sizes: handwritten digits, and points of a plane with noisy
-labels, of which there are as many as wanted. All kernels of a task have one width.
+labels, of which there are as many as wanted. All kernels of a task have one width; each network's learning rate is the
+one that is best on held-out examples.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from experiments.common.figure import BLUE, GREEN, ORANGE, VERMILION, figure
 SVM, NET, LEARNED, FIXED = "kernel machine", "relu network", "RBF, learned centres", "RBF, fixed centres"
 TIMED = (SVM, NET, LEARNED)
 SIDE, NOISE, TESTS = 4.0, 0.1, 5000  # the plane's square, which share of its labels is wrong, its test examples
+DIGITS = 1347  # training examples
 FEW = 16  # units, up to which learned centres have to be better than fixed ones
 GROWS = {"digits": 3.0, "plane": 10.0}  # at least so many times, from the smallest training set to the largest
 LIKE = {"digits": 2.0, "plane": 1.0}  # percentage points of accuracy
@@ -39,7 +41,7 @@ class Config(Options):
 
     seeds: int = 5
     """Draws of the training set, and starts."""
-    digits: tuple[int, ...] = (75, 200, 500, 1200)
+    digits: tuple[int, ...] = (75, 200, 500, 1000)
     """Sizes of the training set of digits; there are 1,347, of which each seed draws others."""
     plane: tuple[int, ...] = (100, 400, 1600, 6400)
     """Sizes of the training set of the plane."""
@@ -49,16 +51,18 @@ class Config(Options):
     """How many radial basis functions to compare with fixed and with learned centres, on the largest training sets."""
     steps: int = 3000
     """Steps of Adam on batches of 64."""
-    learning_rate: float = 0.03
-    """Adam's, falling to 0 by a cosine."""
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+    """Adam's, falling to 0 by a cosine, to choose from for each network and number of units."""
     c: float = 10.0
     """The kernel machine's price of a margin violation."""
+    choosing: int = 2
+    """Seeds whose largest training sets and held-out examples choose; all where there are fewer."""
     rounds: int = 15
     """Of timing, of which the quickest counts."""
 
-    several: ClassVar = {"digits": 2, "plane": 2}
+    several: ClassVar = {"digits": 2, "plane": 2, "learning_rates": 3}  # one between two others
     at_least: ClassVar = {"digits": 50, "plane": 50}  # so that there are some of each class
-    at_most: ClassVar = {"digits": 1347}
+    at_most: ClassVar = {"digits": DIGITS - 100}  # the rest are held out
 
     def check(self) -> None:
         """Raises UsageError where there are fewer examples than units, whose centres they are."""
@@ -75,8 +79,8 @@ class Task(NamedTuple):
 
     x: np.ndarray
     y: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+    held_out: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
     classes: int
     gamma: float
 
@@ -92,10 +96,12 @@ def task(name: str, config: Config, seed: int) -> Task:
     """gamma is scikit-learn's default for the digits, 1 / (D variance), and suits the kernel machine in the plane."""
     rng = np.random.default_rng(seed)
     if name == "plane":
-        return Task(*plane(rng, max(config.plane)), *plane(rng, TESTS), classes=2, gamma=4.0)
+        train, test, held_out = (plane(rng, n) for n in (max(config.plane), TESTS, TESTS))
+        return Task(*train, held_out, test, classes=2, gamma=4.0)
     (x, y), test = fnn.data.load_digits().arrays()
-    order = rng.permutation(len(x))
-    return Task(x[order], y[order], *test, classes=10, gamma=float(1 / (x.shape[1] * x.var())))
+    train, held_out = np.split(rng.permutation(len(x)), [max(config.digits)])
+    gamma = float(1 / (x.shape[1] * x.var()))
+    return Task(x[train], y[train], (x[held_out], y[held_out]), test, classes=10, gamma=gamma)
 
 
 def plane(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,28 +117,28 @@ def kernel_machine(config: Config, data: Task, n: int, units: int, seed: int) ->
     return Learned(svm.predict, len(svm.support_) * (data.x.shape[1] + data.classes - 1))
 
 
-def relu_network(config: Config, data: Task, n: int, units: int, seed: int) -> Learned:
+def relu_network(config: Config, rate: float, data: Task, n: int, units: int, seed: int) -> Learned:
     """One hidden layer."""
     net = fnn.Serial(fnn.Dense(units), fnn.Relu(), fnn.Dense(data.classes))
     params = net.init(jax.random.key(seed), data.x.shape[1:])
-    return learned(net, fit(config, net, params, data.x[:n], data.y[:n], seed), data)
+    return learned(net, fit(config, rate, net, params, data.x[:n], data.y[:n], seed), data)
 
 
-def learned_centres(config: Config, data: Task, n: int, units: int, seed: int) -> Learned:
+def learned_centres(config: Config, rate: float, data: Task, n: int, units: int, seed: int) -> Learned:
     """Radial basis functions around examples to begin with, which move."""
     net, params = rbf(data, units, seed)
-    return learned(net, fit(config, net, params, data.x[:n], data.y[:n], seed), data)
+    return learned(net, fit(config, rate, net, params, data.x[:n], data.y[:n], seed), data)
 
 
-def fixed_centres(config: Config, data: Task, n: int, units: int, seed: int) -> Learned:
+def fixed_centres(config: Config, rate: float, data: Task, n: int, units: int, seed: int) -> Learned:
     """A linear model on radial basis functions that stay where they are."""
     net, (centres, out) = rbf(data, units, seed)
     features = net.layers[0].apply(centres, jnp.asarray(data.x[:n]))
-    return learned(net, (centres, fit(config, net.layers[1], out, features, data.y[:n], seed)), data)
+    return learned(net, (centres, fit(config, rate, net.layers[1], out, features, data.y[:n], seed)), data)
 
 
-MODELS: dict[str, Callable[..., Learned]] = {
-    SVM: kernel_machine, NET: relu_network, LEARNED: learned_centres, FIXED: fixed_centres,
+NETWORKS: dict[str, Callable[..., Learned]] = {
+    NET: relu_network, LEARNED: learned_centres, FIXED: fixed_centres,
 }  # fmt: skip
 
 
@@ -143,22 +149,22 @@ def rbf(data: Task, units: int, seed: int) -> tuple[fnn.Serial, Any]:
     return net, (centres, net.layers[1].init(jax.random.key(seed), (units,)))
 
 
-def fit(config: Config, net: fnn.Layer, params: Any, x: Any, y: np.ndarray, seed: int) -> Any:
+def fit(config: Config, rate: float, net: fnn.Layer, params: Any, x: Any, y: np.ndarray, seed: int) -> Any:
     """The trained parameters."""
     # Repeated to one length, training sets of all sizes take the same steps of one compiled program.
     length = max(*config.digits, *config.plane)
     state, _ = fnn.train.fit(
-        fnn.Objective(net, fnn.losses.softmax_cross_entropy), optimizer(config.learning_rate, config.steps), params,
+        fnn.Objective(net, fnn.losses.softmax_cross_entropy), optimizer(config.steps), params,
         (np.resize(x, (length, *x.shape[1:])), np.resize(y, length)), epochs=-(-config.steps // -(-length // 64)),
-        batch_size=64, key=jax.random.key(seed), progress=None,
+        batch_size=64, key=jax.random.key(seed), hyper={"learning_rate": rate}, progress=None,
     )  # fmt: skip
     return state.params
 
 
 @functools.cache  # one value, so that it is compiled once
-def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
+def optimizer(steps: int) -> Callable[[Any], optax.GradientTransformation]:
     """Adam with a learning rate that falls to 0."""
-    return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    return lambda learning_rate: optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
 
 def learned(net: fnn.Serial, params: Any, data: Task) -> Learned:
@@ -172,24 +178,45 @@ def answers(net: fnn.Serial, params: Any, x: Any) -> jax.Array:
     return net.apply(params, x).argmax(1)
 
 
+def accuracy(one: Learned, x: np.ndarray, y: np.ndarray) -> float:
+    """In percent."""
+    return float(100 * np.mean(np.asarray(one.predict(x)) == y))
+
+
+def choose(
+    config: Config, model: str, tasks: list[Task], n: int, units: int
+) -> tuple[Callable[..., Learned], list[float]]:
+    """The model with the learning rate that is best on held-out examples, and the mean accuracy there with each."""
+    right = [
+        np.mean([
+            accuracy(NETWORKS[model](config, rate, data, n, units, seed), *data.held_out)
+            for seed, data in enumerate(tasks[: config.choosing])
+        ])
+        for rate in config.learning_rates
+    ]  # fmt: skip
+    return functools.partial(NETWORKS[model], config, config.learning_rates[np.argmax(right)]), np.array(right).tolist()
+
+
 def measure(config: Config) -> dict[str, Any]:
-    """Accuracies and multiplications by size and seed, microseconds by size, and accuracies by number of units."""
-    numbers: dict[str, Any] = {"sizes": {"digits": config.digits, "plane": config.plane}, "units": config.units}
-    numbers |= {
-        "few units": config.few_units,
-        "accuracy": {},
-        "multiplications": {},
-        "microseconds": {},
-        "by units": {},
-    }
-    for name, sizes in numbers["sizes"].items():
+    """Accuracies and multiplications by size and seed, microseconds by size, accuracies by units, and what chose."""
+    sizes_of = {"digits": config.digits, "plane": config.plane}
+    numbers: dict[str, Any] = {"sizes": sizes_of, "units": config.units, "few units": config.few_units}
+    numbers["learning rates"] = config.learning_rates
+    numbers |= {part: {} for part in ("accuracy", "multiplications", "microseconds", "by units", "held out")}
+    for name, sizes in sizes_of.items():
         tasks = [task(name, config, seed) for seed in range(config.seeds)]
-        x, runs = tasks[0].x_test[:500], {}
-        for model, learn in MODELS.items():
-            made = [[learn(config, data, n, config.units, s) for n in sizes] for s, data in enumerate(tasks)]
-            right = [[accuracy(one, data) for one in row] for row, data in zip(made, tasks, strict=True)]
-            numbers["accuracy"][f"{name}, {model}"] = right
-            numbers["multiplications"][f"{name}, {model}"] = [[one.multiplications for one in row] for row in made]
+        x, runs = tasks[0].test[0][:500], {}
+        for model in (SVM, *NETWORKS):
+            key = f"{name}, {model}"
+            if model == SVM:
+                learn = functools.partial(kernel_machine, config)
+            else:
+                learn, right = choose(config, model, tasks, max(sizes), config.units)
+                numbers["held out"][f"{key}, {config.units} units"] = right
+            made = [[learn(data, n, config.units, s) for n in sizes] for s, data in enumerate(tasks)]
+            right = [[accuracy(one, *data.test) for one in row] for row, data in zip(made, tasks, strict=True)]
+            numbers["accuracy"][key] = right
+            numbers["multiplications"][key] = [[one.multiplications for one in row] for row in made]
             if model in TIMED:
                 runs |= {
                     f"{model}, {n}": functools.partial(one.predict, x) for n, one in zip(sizes, made[0], strict=True)
@@ -200,16 +227,14 @@ def measure(config: Config) -> dict[str, Any]:
             times = [1e6 * seconds[f"{model}, {n}"].min() / len(x) for n in sizes]
             numbers["microseconds"][f"{name}, {model}"] = times
         for model in (LEARNED, FIXED):
-            numbers["by units"][f"{name}, {model}"] = [
-                [accuracy(MODELS[model](config, data, max(sizes), units, s), data) for units in config.few_units]
-                for s, data in enumerate(tasks)
-            ]
+            by_units = []
+            for units in config.few_units:
+                learn, right = choose(config, model, tasks, max(sizes), units)
+                numbers["held out"][f"{name}, {model}, {units} units"] = right
+                made = [learn(data, max(sizes), units, s) for s, data in enumerate(tasks)]
+                by_units.append([accuracy(one, *data.test) for one, data in zip(made, tasks, strict=True)])
+            numbers["by units"][f"{name}, {model}"] = np.transpose(by_units).tolist()
     return numbers
-
-
-def accuracy(one: Learned, data: Task) -> float:
-    """On the test examples, in percent."""
-    return float(100 * np.mean(np.asarray(one.predict(data.x_test)) == data.y_test))
 
 
 def judge(numbers: dict[str, Any]) -> list[Check]:
@@ -225,6 +250,9 @@ def judge(numbers: dict[str, Any]) -> list[Check]:
     fewer = {name: svm[name][:, -1] / net[name][:, -1] for name in names}
     slower = {name: [us[f"{name}, {model}"][-1] / us[f"{name}, {model}"][0] for model in (SVM, NET)] for name in names}
     steady = all(bool(np.all(values == values[0, 0])) for key, values in count.items() if SVM not in key)
+    rates = numbers["learning rates"]
+    # Without fixed centres: a linear model is as good with any large rate.
+    best = {key: int(np.argmax(found)) for key, found in numbers["held out"].items() if FIXED not in key}
     few = [
         (f"{name}, {n} units", *(by_units[f"{name}, {model}"][:, i] for model in (LEARNED, FIXED)))
         for name in names for i, n in enumerate(units) if n <= FEW
@@ -261,6 +289,12 @@ def judge(numbers: dict[str, Any]) -> list[Check]:
             "; ".join(f"{name}: {spread(a)} % and {spread(b)} %" for name, a, b in few),
             all(more(a - b, [0.0]) for _, a, b in few),
         ),
+        Check(
+            f"Each network's learning rate, of {rates[0]:g} to {rates[-1]:g}, is the best on held-out examples; where "
+            "features are learned it is at no end of them",
+            "; ".join(f"{key}: {rates[i]:g}" for key, i in best.items()),
+            all(0 < i < len(rates) - 1 for i in best.values()),
+        ),
     ]  # fmt: skip
 
 
@@ -278,7 +312,7 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
     with figure(path, 13, 6.6) as fig:
         grid = fig.subplots(2, 4)
         for (name, sizes), row in zip(numbers["sizes"].items(), grid, strict=True):
-            for model in MODELS:
+            for model in STYLES:
                 line(row[0], sizes, numbers["accuracy"][f"{name}, {model}"], model)
             for model in (SVM, NET):
                 thousands = np.array(numbers["multiplications"][f"{name}, {model}"]) / 1000
@@ -311,7 +345,10 @@ EXPERIMENT = Experiment(
     measure=measure,
     judge=judge,
     draw=draw,
-    smoke={"seeds": 1, "digits": (50, 100), "plane": (50, 100), "units": 4, "few_units": (4,), "steps": 5, "rounds": 1},
+    smoke={
+        "seeds": 1, "digits": (50, 100), "plane": (50, 100), "units": 4, "few_units": (4,), "steps": 5, "rounds": 1,
+        "learning_rates": (1e-3, 1e-2, 1e-1),
+    },
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Networks that know nothing of images reach the error rates on MNIST that papers report for them.
+"""Networks that know nothing of images come within 0.06 points of the MNIST error rates that papers report.
 
 Relu networks, relu networks with dropout and a bound on the norms of weights, and maxout networks with dropout. The
 last sixth of the training images chooses among some settings of each, in trainings that may be shorter than the last
@@ -97,7 +97,7 @@ def recipes(plain_epochs: int, epochs: int) -> dict[str, Recipe]:
 
 @dataclasses.dataclass(frozen=True)
 class Config(MnistOptions):
-    """Trains permutation-invariant networks on MNIST to the error rates of papers. Takes hours."""
+    """Trains permutation-invariant networks on MNIST to about the error rates of papers. Takes hours."""
 
     seeds: int = 3
     """Trainings of each network on all training images, whose mean test error counts."""
@@ -151,15 +151,16 @@ class Trainings:
         self.path, self.kept = path, {"about": about, "trainings": []}
         if not path.exists():
             return
-        if not config.resume:
-            raise record.UsageError(f"{path} has trainings: add to them with --resume, or give another --out")
         kept = record.read(path)
-        if kept.get("about") != about:
-            raise record.UsageError(f"{path} is of {kept.get('about')}, and --resume goes on with {about}")
         trainings = kept.get("trainings")
         if not isinstance(trainings, list) or not all(map(is_training, trainings)):
             raise record.UsageError(f"{path} holds something else than trainings: move it away")
-        self.kept = kept
+        if config.resume:
+            if kept.get("about") != about:
+                raise record.UsageError(f"{path} is of {kept.get('about')}, and --resume goes on with {about}")
+            self.kept = kept
+        elif not (config.smoke and kept.get("about") == about):  # those of a moment are no loss
+            raise record.UsageError(f"{path} has trainings: add to them with --resume, or give another --out")
 
     def error(self, name: str, settings: Settings, data: fnn.data.Dataset, seed: int) -> dict[str, Any]:
         """Trains, unless it is done already; the error is that at the end, in percent of the test images given."""
@@ -224,7 +225,7 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
 
 EXPERIMENT = Experiment(
     name="mnist_records",
-    claim="Networks that know nothing of images reach the error rates on MNIST that papers report for them.",
+    claim="Networks that know nothing of images come within 0.06 points of the MNIST error rates that papers report.",
     source="Simard, Steinkraus and Platt (2003); Srivastava et al., Dropout (2014); Goodfellow et al., Maxout Networks "
     "(2013)",
     options=Config,

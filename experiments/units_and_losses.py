@@ -7,7 +7,7 @@ Then a unit is trained from a start that is surely wrong, under each loss, with 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ class Config(Options):
     learning_rate: float = 1.0
     """Of both losses. A rate large enough makes up for any slope of one unit that is not 0, but not for the slopes of
     many, some of which are saturated."""
+
+    below: ClassVar = {"start": 1e6}
 
 
 def pairs(classes: int) -> dict[str, tuple[fnn.Objective, fnn.Objective, int]]:

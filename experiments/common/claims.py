@@ -26,7 +26,7 @@ class Options:
     out: pathlib.Path = pathlib.Path("out")
     """Directory for the figure and the record; made if it is missing."""
     smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """For a moment, only to see that everything works: other numbers than those given, and a verdict that means
+    """For a moment, only to see that everything works: with small numbers of its own, and a verdict that means
     nothing."""
 
     may_be_zero: ClassVar[tuple[str, ...]] = ()
@@ -122,10 +122,10 @@ class Experiment:
         path = config.out / self.name
         with record.one_line_errors(OSError, fnn.data.DataError, fnn.train.NonFiniteError):
             config.check()
+            if config.smoke:
+                config = self.momentary(config)
             record.directory(config.out)
             self.spare(path, config.smoke)
-            if config.smoke:
-                config = dataclasses.replace(config, **self.smoke)
             numbers = self.measure(config)
             checks = self.judge(numbers)
             holds = all(check.holds for check in checks)
@@ -146,6 +146,13 @@ class Experiment:
         console.print(f"The claim {WORDS[holds]}.", style="bold green" if holds else "bold red")
         print(f"Figure and record: {path}.png, {path}.json")
         return 0 if holds else 1
+
+    def momentary(self, config: Options) -> Options:
+        """The options of a moment's run; raises UsageError where others were given in their place."""
+        for field in dataclasses.fields(config):
+            if field.name in self.smoke and getattr(config, field.name) != field.default:
+                raise record.UsageError(f"--smoke has --{field.name.replace('_', '-')} of its own: leave one out")
+        return dataclasses.replace(config, **self.smoke)
 
     def spare(self, path: pathlib.Path, smoke: bool) -> None:
         """Raises UsageError where a moment's run would take the place of a real one, or a directory stands there."""

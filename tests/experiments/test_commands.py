@@ -44,7 +44,7 @@ COMMANDS: dict[Any, dict[str, str]] = {
     maxout: {"--dropout nan": "--dropout", "--data-dir /there/is/none": "/there/is/none"},
     regularizers: {
         "--only l3": "'l3'",
-        "--strengths 3": "--strengths",
+        "--strengths 5": "--strengths",
         "--data-dir /there/is/none": "/there/is/none",
     },
     wide_and_regularized: {"--examples 900": "--examples", "--wrong 1": "--wrong"},
