@@ -274,6 +274,7 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
             axes.set_yticks(range(len(names)), labels)
             axes.invert_yaxis()
             axes.set(title=f"{title[0].upper()}{title[1:]} training images", xlabel="test error in percent (bar: mean)")
+        panels[0].set_ylabel("regularizer (its strength)")
 
 
 EXPERIMENT = Experiment(
