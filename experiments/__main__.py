@@ -38,6 +38,6 @@ def runnable() -> Iterator[types.ModuleType]:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
+    if hasattr(signal, "SIGPIPE") and sys.argv[1:2] != ["all"]:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
     raise SystemExit(main())

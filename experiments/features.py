@@ -63,7 +63,9 @@ def measure(config: Config) -> dict[str, Any]:
     deep = train(config, net, (config.l2,), config.epochs)
     linear = train(config, line, (0.0, config.l2), config.linear_epochs)
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((deep.state.params, linear.state.params))):
-        raise record.UsageError(f"--learning-rate {config.learning_rate:g} is too large: not all weights are finite")
+        raise record.UsageError(
+            f"--learning-rate {config.learning_rate:g} or --l2 is too large: not all weights are finite"
+        )
     averages = np.stack([x[y == k].mean(0) for k in range(CLASSES)]) - x.mean(0)
     numbers: dict[str, Any] = {
         "accuracy": {"network": 100 * deep["valid accuracy"][0, :, -1]},

@@ -33,11 +33,11 @@ HEAD = """# Gallery
 Claims that courses on feedforward networks make, each with an experiment that looks whether it holds. The verdict is
 computed from the numbers, against criteria that stand beside it; what is random is drawn anew for each seed, and the
 spread, as the bars in the figures, is the standard deviation over them. `python -m experiments` lists all commands, and
-`python -m experiments all --data-dir DIR`, with the directory of MNIST's four files, runs all of them but
-`mnist_records`, which takes hours.
+`python -m experiments all --data-dir DIR`, with the directory of MNIST's four files, runs those of
+this page but for `mnist_records`, which takes hours.
 
 """
-COURSE = "The [course](course/index.md) tells what they are about, in the order of this page.\n\n"
+COURSE = "The [course](course/index.md) tells what the claims are about, in the order of this page.\n\n"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Config(Options):
     """Of both losses. A rate large enough makes up for any slope of one unit that is not 0, but not for the slopes of
     many, some of which are saturated."""
 
-    below: ClassVar = {"start": 1e6}
+    below: ClassVar = {"start": 1e6}  # where float32 rounds the starts' differences away
 
 
 def pairs(classes: int) -> dict[str, tuple[fnn.Objective, fnn.Objective, int]]:

@@ -150,7 +150,8 @@ class Experiment:
     def momentary(self, config: Options) -> Options:
         """The options of a moment's run; raises UsageError where others were given in their place."""
         for field in dataclasses.fields(config):
-            if field.name in self.smoke and getattr(config, field.name) != field.default:
+            value = getattr(config, field.name)
+            if value not in (field.default, self.smoke.get(field.name, value)):
                 raise record.UsageError(f"--smoke has --{field.name.replace('_', '-')} of its own: leave one out")
         return dataclasses.replace(config, **self.smoke)
 

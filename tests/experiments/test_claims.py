@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import gallery, stable_softmax
+from experiments import gallery, mnist_records, stable_softmax
 from experiments.common.claims import Experiment, more, spread
 
 pytestmark = pytest.mark.once
@@ -388,6 +388,7 @@ def test_a_moments_trainings_may_be_made_again(tmp_path: pathlib.Path) -> None:
     for argv in ([], [], ["--resume"]):
         assert EXPERIMENTS["mnist_records"].run(["--smoke", "--out", str(tmp_path), *argv]) in (0, 1)
     kept = tmp_path / "mnist_records-trainings.json"
+    assert mnist_records.Trainings(kept, mnist_records.Config()).kept["trainings"] == []  # nor do they stop a real run
     kept.write_text(kept.read_text().replace('"smoke": true', '"smoke": false'))  # a real run's, which is a loss
     with pytest.raises(SystemExit):
         EXPERIMENTS["mnist_records"].run(["--smoke", "--out", str(tmp_path)])
@@ -397,7 +398,7 @@ def test_weights_that_are_not_finite_are_told(tmp_path: pathlib.Path, capsys: py
     argv = ["--learning-rate", "1e30", "--seeds", "2", "--epochs", "2", "--linear-epochs", "2", "--width", "2"]
     with pytest.raises(SystemExit):
         EXPERIMENTS["features"].run([*argv, "--out", str(tmp_path)])
-    assert "--learning-rate 1e+30 is too large" in capsys.readouterr().err
+    assert "--learning-rate 1e+30 or --l2 is too large" in capsys.readouterr().err
 
 
 def test_spread_and_more() -> None:
