@@ -48,6 +48,7 @@ class Config(Options):
     """Weight decay, of the network and of one of the two linear models; the other has none."""
 
     at_least: ClassVar = {"width": 2}  # to draw a plane of
+    at_most: ClassVar = {"width": 10_000, "depth": 100}
 
 
 def network(depth: int, width: int) -> fnn.Serial:

@@ -17,7 +17,7 @@ import tyro
 import experiments
 import funcnn as fnn
 from experiments.common import record
-from experiments.common.claims import Experiment, MnistOptions
+from experiments.common.claims import WORDS, Experiment, MnistOptions
 
 ORDER = (  # that of the course
     "xor", "composition_is_linear",
@@ -134,6 +134,8 @@ def recorded(folder: pathlib.Path) -> list[dict[str, Any]]:
     for path, one in found.items():
         if missing := {"name", "claim", "source", "verdict", "checks", "command", "numbers"} - one.keys():
             raise record.UsageError(f"{path} is no record, move it away: it has no {', '.join(sorted(missing))}")
+        if one["name"] != path.stem or one["verdict"] not in WORDS.values() or not isinstance(one["checks"], list):
+            raise record.UsageError(f"{path} is no record of {path.stem}: move it away")
         try:
             section(one, ".")
         except (KeyError, TypeError, AttributeError) as error:
@@ -144,7 +146,7 @@ def recorded(folder: pathlib.Path) -> list[dict[str, Any]]:
 def page(records: Sequence[Mapping[str, Any]], figures: str, course: str = "") -> str:
     """The gallery of these records, whose figures are in a directory; with a sentence on the course in the docs."""
     lines = ["| claim | verdict |", "|---|---|"]
-    lines += [f"| [{one['claim']}](#{one['name']}) | {one['verdict']} |" for one in records]
+    lines += [f"| [{one['claim']}](#{one['name']}) | {verdict(one)} |" for one in records]
     return HEAD + course + "\n".join(lines) + "\n\n" + "\n".join(section(one, figures) for one in records)
 
 
@@ -154,6 +156,9 @@ def section(one: Mapping[str, Any], figures: str) -> str:
     checks = [
         f"| {cell(check['criterion'])} | {cell(check['found'])} | {word(check['holds'])} |" for check in one["checks"]
     ]
+    said = (
+        f"The claim **{verdict(one)}**" if "--smoke" not in one["command"] else "The numbers say nothing of the claim"
+    )
     made = f"Python {one['python']}, JAX {one['packages']['jax']}, {one['device']['kind']}"
     return f"""## {name}
 
@@ -165,8 +170,13 @@ def section(one: Mapping[str, Any], figures: str) -> str:
 |---|---|---|
 {chr(10).join(checks)}
 
-The claim **{one["verdict"]}**: `{one["command"]}` ({made}). Source: {one["source"]}.
+{said}: `{one["command"]}` ({made}). Source: {one["source"]}.
 """
+
+
+def verdict(one: Mapping[str, Any]) -> str:
+    """Of a claim; a moment's run has none."""
+    return "only a moment's run" if "--smoke" in one["command"] else one["verdict"]
 
 
 def cell(text: str) -> str:

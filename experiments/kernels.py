@@ -46,7 +46,8 @@ class Config(Options):
     plane: tuple[int, ...] = (100, 400, 1600, 6400)
     """Sizes of the training set of the plane."""
     units: int = 64
-    """Hidden units of the network, and radial basis functions."""
+    """Hidden units of the network, and radial basis functions: at most as many as the smallest training set has
+    examples, which are the first centres."""
     few_units: tuple[int, ...] = (4, 16, 64)
     """How many radial basis functions to compare with fixed and with learned centres, on the largest training sets."""
     steps: int = 3000
@@ -59,7 +60,7 @@ class Config(Options):
     """How many seeds, with their largest training sets and held-out examples, choose the learning rates; all where
     there are fewer."""
     rounds: int = 15
-    """Of timing, of which the quickest counts."""
+    """How many times the predictions are timed; the quickest counts."""
 
     several: ClassVar = {"digits": 2, "plane": 2, "learning_rates": 3}  # one between two others
     at_least: ClassVar = {"digits": 50, "plane": 50}  # so that there are some of each class
@@ -292,7 +293,7 @@ def judge(numbers: dict[str, Any]) -> list[Check]:
         ),
         Check(
             f"The learning rate of each network, of {rates[0]:g} to {rates[-1]:g} the one that is best on held-out "
-            "examples, is at no end of these; but for many fixed centres, which no criterion is about",
+            f"examples, is at no end of these (but with more than {FEW} fixed centres, which nothing here compares)",
             "; ".join(f"{key}: {rates[i]:g}" for key, i in best.items()),
             all(FIXED in key and not any(key.endswith(f", {n} units") for n in units if n <= FEW) for key in ends),
         ),
@@ -326,6 +327,8 @@ def draw(path: pathlib.Path, numbers: dict[str, Any]) -> None:
             row[0].set(title=f"{title}accuracy", xscale="log", ylabel="percent of the test examples")
             row[1].set(title=f"{title}cost of a prediction", ylabel="thousand multiplications")
             row[2].set(title=f"{title}time of a prediction", ylabel="microseconds")
+            for axes in row[1:3]:
+                axes.set_ylim(bottom=0)
             row[3].set(title=f"{title}fixed or learned centres", xscale="log", ylabel="percent of the test examples")
             for axes, ticks in ((row[0], sizes), (row[3], numbers["few units"])):
                 axes.set_xticks(ticks, [f"{n:,}" for n in ticks])

@@ -106,7 +106,7 @@ class Config(MnistOptions):
     epochs: int = 300
     """The same with dropout."""
     choosing_epochs: int = 40
-    """The same while settings are chosen; at most as many as after that."""
+    """The same while settings are chosen, but never more than in the training after that."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Keep the trainings that an interrupted run has left in --out, and add those that are missing."""
 
@@ -157,10 +157,12 @@ class Trainings:
             raise record.UsageError(f"{path} holds something else than trainings: move it away")
         if config.resume:
             if kept.get("about") != about:
-                raise record.UsageError(f"{path} is of {kept.get('about')}, and --resume goes on with {about}")
+                ran, runs = ("--smoke", "a real run") if not config.smoke else ("a real run", "--smoke")
+                raise record.UsageError(f"{path} is of {ran}, with which {runs} cannot go on: give another --out")
             self.kept = kept
         elif kept.get("about") != {"smoke": True}:  # those of a moment are no loss
-            raise record.UsageError(f"{path} has trainings: add to them with --resume, or give another --out")
+            add = "" if config.smoke else "add to them with --resume, or "
+            raise record.UsageError(f"{path} is of a run that took long: {add}give another --out")
 
     def error(self, name: str, settings: Settings, data: fnn.data.Dataset, seed: int) -> dict[str, Any]:
         """Trains, unless it is done already; the error is that at the end, in percent of the test images given."""

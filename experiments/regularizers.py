@@ -226,10 +226,9 @@ def chosen(one: dict[str, Any]) -> str:
 def judge(numbers: dict[str, Any]) -> list[Check]:
     """Gains on the small set, one by one; and their mean on the full set beside it."""
     few, all_ = gains(numbers, "small"), gains(numbers, "full")
+    useful = [name for name, gain in few.items() if more(gain, [0.0])]
     useless = [
-        f"{name} ({spread(gain)}{chosen(numbers['small'][name])})"
-        for name, gain in few.items()
-        if not more(gain, [0.0])
+        f"{name} ({spread(gain)}{chosen(numbers['small'][name])})" for name, gain in few.items() if name not in useful
     ]
     best = max(few, key=lambda name: np.nan_to_num(few[name], nan=-np.inf).mean())
     of_images = {name: few[name] for name in OF_IMAGES}
@@ -243,7 +242,7 @@ def judge(numbers: dict[str, Any]) -> list[Check]:
         Check(
             "On the small set each of them, with the strength of those tried that is best on held-out images, lowers "
             "the test error, by more than three standard errors",
-            f"{len(few) - len(useless)} of {len(few)} do; {best} most, by {spread(few[best])} points"
+            f"{len(useful)} of {len(few)} do: {', '.join(useful) or 'none'}; {best} most, by {spread(few[best])} points"
             + (f"; not {', '.join(useless)}" if useless else ""),
             not useless,
         ),

@@ -35,9 +35,10 @@ class Config(Options):
     steps: int = 500
     """Steps of gradient descent."""
     learning_rate: float = 1.0
-    """Of both losses. A rate large enough makes up for any slope of one unit that is not 0, but not for the slopes of
-    many, some of which are saturated."""
+    """Of gradient descent, for both losses. A rate large enough would get any single unit away from a saturated start;
+    but all units of a network share one."""
 
+    at_least: ClassVar = {"classes": 2}
     below: ClassVar = {"start": 1e6}  # where float32 rounds the starts' differences away
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -14,6 +15,7 @@ import funcnn as fnn
 from experiments.common import record
 
 MOST = 2**31 - 1  # of whole numbers, such as seeds
+FLOAT32 = float(np.finfo(np.float32).max)
 WORDS = {True: "holds", False: "does not hold"}
 
 
@@ -22,7 +24,8 @@ class Options:
     """What every experiment can be told."""
 
     seeds: int = 5
-    """How many times everything that is random is drawn anew."""
+    """How many times everything that is random is drawn anew. One says nothing of chance: criteria that want more than
+    some standard errors fail then."""
     out: pathlib.Path = pathlib.Path("out")
     """Directory for the figure and the record; made if it is missing."""
     smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -52,8 +55,9 @@ class Options:
                     raise record.UsageError(f"{option} is positive, got {number}")
                 if not number < self.below.get(name, np.inf):
                     raise record.UsageError(f"{option} is below {self.below[name]:g}, got {number}")
-                if number > (most := self.at_most.get(name, MOST if isinstance(number, int) else np.inf)):
-                    raise record.UsageError(f"{option} is at most {most:,}, got {number:,}")
+                if number > (most := self.at_most.get(name, MOST if isinstance(number, int) else FLOAT32)):
+                    shown = f"{most:,}" if isinstance(most, int) else f"{most:g}"
+                    raise record.UsageError(f"{option} is at most {shown}, got {number:,}")
                 if number < (least := self.at_least.get(name, 0)):
                     raise record.UsageError(f"{option} is at least {least}, got {number}")
             if isinstance(value, tuple) and len(value) < (least := self.several.get(name, 1 if field.default else 0)):
@@ -116,14 +120,14 @@ class Experiment:
     long: bool = False
 
     def run(self, argv: Sequence[str] | None = None) -> int:
-        """Measures, judges, draws and writes; returns the exit code: 0 if the claim holds, else 1."""
+        """Measures, judges, draws and writes; returns the exit code: 1 if the claim does not hold, else 0."""
         module = f"experiments.{self.name}"
         config = tyro.cli(self.options, args=argv, prog=f"python -m {module}", description=self.claim)
         path = config.out / self.name
         with record.one_line_errors(OSError, fnn.data.DataError, fnn.train.NonFiniteError):
             config.check()
             if config.smoke:
-                config = self.momentary(config)
+                config = self.momentary(config, sys.argv[1:] if argv is None else argv)
             record.directory(config.out)
             self.spare(path, config.smoke)
             numbers = self.measure(config)
@@ -143,16 +147,19 @@ class Experiment:
         console = record.console()
         console.print(self.claim, style="bold", highlight=False)
         console.print(as_table(checks))
-        console.print(f"The claim {WORDS[holds]}.", style="bold green" if holds else "bold red")
+        if config.smoke:
+            console.print("A moment's run: the numbers say nothing of the claim.", highlight=False)
+        else:
+            console.print(f"The claim {WORDS[holds]}.", style="bold green" if holds else "bold red")
         print(f"Figure and record: {path}.png, {path}.json")
-        return 0 if holds else 1
+        return 0 if holds or config.smoke else 1
 
-    def momentary(self, config: Options) -> Options:
+    def momentary(self, config: Options, argv: Sequence[str]) -> Options:
         """The options of a moment's run; raises UsageError where others were given in their place."""
-        for field in dataclasses.fields(config):
-            value = getattr(config, field.name)
-            if value not in (field.default, self.smoke.get(field.name, value)):
-                raise record.UsageError(f"--smoke has --{field.name.replace('_', '-')} of its own: leave one out")
+        given = {word.partition("=")[0].replace("_", "-") for word in argv}
+        for name in self.smoke:
+            if (option := f"--{name.replace('_', '-')}") in given:
+                raise record.UsageError(f"--smoke has numbers of its own: leave it out, or {option}")
         return dataclasses.replace(config, **self.smoke)
 
     def spare(self, path: pathlib.Path, smoke: bool) -> None:

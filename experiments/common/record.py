@@ -91,7 +91,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     """A record; raises UsageError, with the file's name, for what is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no record, move it away: {error}") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path} is no record, move it away: it holds no object, but {str(found)[:40]}")
