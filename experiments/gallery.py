@@ -156,9 +156,7 @@ def section(one: Mapping[str, Any], figures: str) -> str:
     checks = [
         f"| {cell(check['criterion'])} | {cell(check['found'])} | {word(check['holds'])} |" for check in one["checks"]
     ]
-    said = (
-        f"The claim **{verdict(one)}**" if "--smoke" not in one["command"] else "The numbers say nothing of the claim"
-    )
+    said = "The numbers say nothing of the claim" if record.of_a_moment(one) else f"The claim **{one['verdict']}**"
     made = f"Python {one['python']}, JAX {one['packages']['jax']}, {one['device']['kind']}"
     return f"""## {name}
 
@@ -176,7 +174,7 @@ def section(one: Mapping[str, Any], figures: str) -> str:
 
 def verdict(one: Mapping[str, Any]) -> str:
     """Of a claim; a moment's run has none."""
-    return "only a moment's run" if "--smoke" in one["command"] else one["verdict"]
+    return "only a moment's run" if record.of_a_moment(one) else one["verdict"]
 
 
 def cell(text: str) -> str:

@@ -167,11 +167,7 @@ class Experiment:
         for made in (path.with_suffix(".json"), path.with_suffix(".png")):
             if made.is_dir():
                 raise record.UsageError(f"{made} is a directory: move it away, or give another --out")
-        if (
-            smoke
-            and (old := path.with_suffix(".json")).exists()
-            and "--smoke" not in str(record.read(old).get("command"))
-        ):
+        if smoke and (old := path.with_suffix(".json")).exists() and not record.of_a_moment(record.read(old)):
             raise record.UsageError(f"{old} is of a real run, which --smoke does not replace: give another --out")
 
 

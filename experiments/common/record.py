@@ -11,7 +11,7 @@ import pathlib
 import platform
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -96,6 +96,11 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{path} is no record, move it away: it holds no object, but {str(found)[:40]}")
     return found
+
+
+def of_a_moment(found: Mapping[str, Any]) -> bool:
+    """Whether it is of a run with --smoke, whose numbers say nothing."""
+    return "--smoke" in str(found.get("command"))
 
 
 def directory(path: pathlib.Path) -> None:

@@ -4,12 +4,14 @@ import copy
 import json
 import math
 import pathlib
+import types
 from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments import gallery, mnist_records, stable_softmax
+import funcnn as fnn
+from experiments import gallery, kernels, mnist_records, regularizers, stable_softmax
 from experiments.common.claims import Experiment, more, spread
 
 pytestmark = pytest.mark.once
@@ -106,6 +108,7 @@ WRONG: MadeUp = {
             4,
         ),
         (("held out", "digits, relu network, 64 units"), [97.0, 96.0, 95.0, 94.0, 93.0, 90.0, 50.0, 10.0], 5),
+        (("held out", "digits, RBF, fixed centres, 16 units"), [70.0, 72.0, 73.0, 74.0, 75.0, 75.0, 75.5, 76.0], 5),
         (("held out", "plane, RBF, learned centres, 4 units"), [70.0, 72.0, 73.0, 74.0, 75.0, 75.0, 75.5, 76.0], 5),
     ],
     "optimizers": [
@@ -164,6 +167,7 @@ WRONG: MadeUp = {
         (("small", "label smoothing", "test"), [3.0, 3.1, 3.2, 3.1, 3.0], 1),
         (("small", "rotations", "test"), [9.5, 9.4, 9.3, 9.2, 9.8], 1),
         (("full", "none", "test"), [9.5, 9.4], 2),
+        (("full", "shifts", "test"), [0.5, 0.5], 2),  # little of the points, but much of the error
     ],
     "mnist_records": [
         (("relu", "test error"), [1.7, 1.6, 1.6], 0),
@@ -409,6 +413,27 @@ def test_weights_that_are_not_finite_are_told(tmp_path: pathlib.Path, capsys: py
     with pytest.raises(SystemExit):
         EXPERIMENTS["features"].run([*argv, "--out", str(tmp_path)])
     assert "--learning-rate 1e+30 or --l2 is too large" in capsys.readouterr().err
+
+
+def test_held_out_examples_choose_and_not_those_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    def learner(config: Any, rate: float, *_: Any) -> kernels.Learned:
+        return kernels.Learned(lambda x: np.full(len(x), rate == 0.01), 1)  # right of held-out examples with 0.01 alone
+
+    monkeypatch.setitem(kernels.NETWORKS, kernels.NET, learner)
+    x = np.zeros((4, 2))
+    task = kernels.Task(x, np.zeros(4), (x, np.ones(4)), (x, np.zeros(4)), classes=2, gamma=1.0)
+    learn, right = kernels.choose(kernels.Config(), kernels.NET, [task], 4, 4)
+    assert learn.args[1] == 0.01 and right == [100.0 * (rate == 0.01) for rate in kernels.Config().learning_rates]  # pyright: ignore[reportFunctionMemberAccess]
+
+    def fit(how: Any, *_: Any) -> dict[str, float]:
+        return {"held out": abs(how.strength - 2.0), "test": how.strength, "training": -how.strength}
+
+    monkeypatch.setattr(regularizers, "fit", fit)
+    config, data = regularizers.Config(), fnn.data.load_digits()
+    method: Any = lambda s: types.SimpleNamespace(strength=s, stops=False)  # noqa: E731
+    for choose in (regularizers.on_few, regularizers.on_all):
+        found = choose(config, data, method, (1.0, 2.0, 3.0))
+        assert found["strength"] == 2.0 and found["held out by strength"] == {1.0: 1.0, 2.0: 0.0, 3.0: 1.0}
 
 
 def test_spread_and_more() -> None:

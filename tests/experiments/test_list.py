@@ -1,6 +1,9 @@
 """`python -m experiments` names every command."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -22,6 +25,16 @@ def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"experiments.step_cost", "experiments.benchmarks.peers"} <= set(commands)
     assert printed[::2] == [f"python -m {name}" for name in sorted(commands, key=lambda name: (name.count("."), name))]
     assert all(claim.startswith("    ") and claim.strip() for claim in printed[1::2])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a closed pipe is told by a signal on POSIX only")
+def test_a_reader_that_stops_reading_gives_no_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "experiments"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as listing:
+        assert listing.stdout is not None and listing.stderr is not None
+        listing.stdout.close()
+        assert listing.stderr.read() == ""
 
 
 def test_a_word_that_is_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
